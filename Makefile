@@ -1,0 +1,87 @@
+# driftline: `make` lists the targets. Each brings what it needs: the virtual environment, system packages
+# (apt-get on Debian and Ubuntu), Apache Kafka for the tests.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory --no-builtin-rules
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help demo build test lint bench sanitize clean
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+VENV := .venv
+BIN := $(VENV)/bin
+C_SOURCES := $(filter-out native/_core.c,$(wildcard native/*.c))
+NATIVE := $(C_SOURCES) $(wildcard native/*.h native/build.py)
+C_STRICT := -std=c11 -O2 -Wall -Wextra -Wshadow -Werror
+# Some pytest options, say: make test ARGS="-k drift"
+ARGS ?=
+CC ?= cc
+
+help:
+	@echo "make demo    the whole path on real data, in under two minutes"
+	@echo "make test    the test suite, on a real Apache Kafka; ARGS=... goes to pytest"
+	@echo "make lint    ruff, pyright, and the C sources with every warning an error"
+	@echo "make bench   the benchmarks, one after the other"
+	@echo "make build   only the virtual environment, .venv, with driftline in it"
+	@echo "make sanitize  the C core under ASan, UBSan and TSan; SECONDS=... for each"
+	@echo "make clean   removes what make made in this directory"
+
+demo: build
+	@$(BIN)/driftline demo
+
+build: $(VENV)/.built
+
+$(VENV)/.made:
+	@.ci/system python c
+	@rm -rf $(VENV)
+	@.ci/quietly venv "$(VENV), by $$(.ci/system --python)" "$$(.ci/system --python)" -m venv $(VENV)
+	@touch $@
+
+# Without build isolation, so that a changed C file costs a compilation and not a download. build/ goes first:
+# what it holds is compared by time of change only, and not with the headers.
+$(VENV)/.built: $(VENV)/.made pyproject.toml setup.py $(NATIVE)
+	@.ci/quietly install "driftline and what it needs" bash -euo pipefail -c \
+		'rm -rf build; $(BIN)/pip install "setuptools>=77" "cffi>=1.17"; $(BIN)/pip install --no-build-isolation -e ".[dev]"'
+	@touch $@
+
+test: build
+	@.ci/system java
+	@.ci/quietly kafka "Apache Kafka, kept in $${XDG_CACHE_HOME:-~/.cache}/driftline" tests/kafka/install.sh
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: build
+	@.ci/quietly ruff "check" $(BIN)/ruff check .
+	@.ci/quietly ruff "format" $(BIN)/ruff format --check .
+	@.ci/quietly pyright "strict" $(BIN)/pyright
+	@for source in $(C_SOURCES); do \
+		.ci/quietly cc "$$source" $(CC) $(C_STRICT) -c -o /dev/null "$$source"; done
+
+# With the data of the clone; other data by the scripts' own flags, as benchmarks/RESULTS.md says.
+QUESTIONS := topics crash malformed delay memory tile drift reencode
+
+bench: build
+	@.ci/system c++ java
+	@.ci/quietly kafka "Apache Kafka, kept in $${XDG_CACHE_HOME:-~/.cache}/driftline" tests/kafka/install.sh
+	@.ci/quietly install "the libraries to measure against" $(BIN)/pip install -e ".[peers]"
+	@for question in $(QUESTIONS); do \
+		echo "bench     benchmarks/$$question.py"; $(BIN)/python benchmarks/$$question.py; done
+
+SECONDS ?= 60
+STRESS := tests/native/stress.c $(C_SOURCES)
+STRESS_FLAGS := -std=c11 -D_POSIX_C_SOURCE=200809L -O1 -g -fno-omit-frame-pointer -Inative
+
+sanitize:
+	@.ci/system c
+	@mkdir -p build
+	@for kind in address,undefined thread; do \
+		echo "sanitize  $$kind, $(SECONDS) seconds"; \
+		$(CC) $(STRESS_FLAGS) -fsanitize=$$kind -fno-sanitize-recover=all $(STRESS) -o build/stress-$$kind -lm -lpthread; \
+		build/stress-$$kind $(SECONDS) $$RANDOM; done
+
+clean:
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis native/_core.c native/*.so
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "clean     done; Kafka's jars stay in $${XDG_CACHE_HOME:-~/.cache}/driftline"

@@ -1,0 +1,1 @@
+"""index/ decides: what vectors mean - encoders, statistics, drift, the online index."""

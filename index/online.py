@@ -1,0 +1,366 @@
+"""The online index: keys and vectors in, nearest neighbours out, while its codes follow the data."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CorruptIndex, InvalidInput
+from ..native import Core
+from .cut import Chunk, Cut
+from .drift import DriftMonitor, DriftSettings
+from .events import Event
+from .follow import Follower
+from .frames import Frames
+from .hits import FrameRows, Hits, Row, Stats
+from .keys import Key, Keys
+from .packing import message, message_of
+from .raw import MemoryRawVectors, RawVectors
+from .reencode import Reencoder
+from .tile import TileParameters
+
+__all__ = ["OnlineIndex"]
+
+Metric = Literal["l2", "ip", "cosine"]
+WRITE_ROWS = 256  # linked per call into the core: bounds how long a re-encode waits to publish
+LARGEST = 1e18  # of a component: squares stay finite in float32
+MAX_K = 1 << 20
+
+Vectors = NDArray[np.float32]
+
+
+class OnlineIndex:
+    """Approximate nearest neighbours over a changing set of vectors (HNSW, arXiv 1603.09320, over tile
+    codes).
+
+    Args:
+        dim: of the vectors, 1 to 4096. metric: "l2" (squared Euclidean), "ip" (-<q, x>) or "cosine" (1 -
+        cos). m: links per node; twice as many at level 0. 2 to 128. ef_construction: candidates kept while a
+        vector is linked, 1 to 4096. seed: of levels and rotation: same seed and order, same index. raw: where
+        raw vectors lie; they rescore hits and are what codes are made from. None keeps none: codes are then
+        never
+            made anew once they are made.
+        compress_after: rows after which vectors are held as codes instead of floats; None decides from the
+        data. drift: how drift is watched for.
+
+    Any thread may call any method. Searches never wait for writers; writers queue. `maintain` does the work
+    that was put off.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        metric: Metric = "l2",
+        m: int = 16,
+        ef_construction: int = 200,
+        seed: int = 0,
+        *,
+        raw: RawVectors | Literal["memory"] | None = "memory",
+        compress_after: int | None = None,
+        drift: DriftSettings | None = None,
+    ) -> None:
+        if metric not in ("l2", "ip", "cosine"):
+            raise InvalidInput(f"metric must be l2, ip or cosine, not {metric!r}")
+        for name, value, least, most in (
+            ("dim", dim, 1, 4096), ("m", m, 2, 128), ("ef_construction", ef_construction, 1, 4096),
+            ("seed", seed, 0, 2**64 - 1),
+        ):  # fmt: skip
+            if not least <= value <= most:
+                raise InvalidInput(f"{name} must be {least} to {most}, not {value}")
+        self.dim = dim
+        self.metric: Metric = metric
+        self._shape = (dim, metric, m, ef_construction, seed)
+        self._compress_after = compress_after
+        self._raw = MemoryRawVectors(dim) if raw == "memory" else raw
+        core = Core(dim, metric, m, ef_construction, seed, rotation_seed=seed)
+        self._assemble(core, Frames(core), DriftMonitor(dim, drift, rotation_seed=seed), Keys())
+
+    def _assemble(self, core: Core, frames: Frames, monitor: DriftMonitor, keys: Keys) -> None:
+        self._core = core
+        self._frames = frames
+        self._keys = keys
+        self._events: deque[Event] = deque()
+        self._attached: set[int] = set()
+        self._writing = threading.RLock()  # upserts, deletes, cuts: the statistics and the raw rows
+        self._upkeep = threading.Lock()  # maintain: holds raw segments still while they are read
+        self._repairing = False
+        emit = self._events.append
+        read = None if self._raw is None else self._coded
+        reencoder = Reencoder(core, frames, read, emit, monitor.settings.min_gain)
+        self._follower = Follower(core, frames, monitor, reencoder, emit, compress_after=self._compress_after)
+
+    # ---- writing
+
+    def upsert(
+        self,
+        keys: Sequence[Key] | NDArray[Any],
+        vectors: Vectors,
+        attributes: Sequence[bytes | None] | None = None,
+        threads: int = 1,
+    ) -> int:
+        """Insert or replace; how many rows were new or different.
+
+        keys: n of bytes, str or integers, the kind that this index has seen first; vectors: float32 [n, dim];
+        attributes: n byte strings that come back with hits. A key given twice: the last counts. For searches
+        each key's change is one step. threads: an upper bound; the core links with one writer.
+
+        Raises InvalidInput (nothing is changed): shapes, NaN, infinite or huge components, a zero vector
+        under cosine, bad keys.
+        """
+        if threads < 1:
+            raise InvalidInput(f"threads must be at least 1, not {threads}")
+        x = self._checked(vectors, "vector")
+        if len(x) != len(keys) or (attributes is not None and len(attributes) != len(x)):
+            given = "" if attributes is None else f", {len(attributes)} attributes"
+            raise InvalidInput(
+                f"{len(keys)} keys, {len(x)} vectors{given}: there must be one of each per row"
+            )
+        with self._writing:
+            encoded = self._keys.encode(keys, fix=True)
+            payloads = [b""] * len(x) if attributes is None else [item or b"" for item in attributes]
+            last = {key: row for row, key in enumerate(encoded)}
+            if len(last) < len(encoded):
+                chosen = list(last.values())
+                encoded = list(last)
+                payloads = [payloads[row] for row in chosen]
+                x = x[chosen]
+            if self._raw is not None:
+                changed = np.flatnonzero(~self._core.unchanged(encoded, payloads, x))
+                if len(changed) < len(x):
+                    encoded = [encoded[row] for row in changed]
+                    payloads = [payloads[row] for row in changed]
+                    x = x[changed]
+            if not len(x):
+                return 0
+            rows = self._append(x)
+            for start in range(0, len(x), WRITE_ROWS):
+                span = slice(start, start + WRITE_ROWS)
+                self._core.upsert(
+                    encoded[span], payloads[span], x[span], None if rows is None else rows[span]
+                )
+            self._follower.observe(self._normalised(x))
+            return len(x)
+
+    def delete(self, keys: Sequence[Key] | NDArray[Any]) -> int:
+        """Remove keys; how many were live. Searches that begin from now on do not see them."""
+        with self._writing:
+            return self._core.delete(self._keys.encode(keys))
+
+    def _append(self, x: Vectors) -> NDArray[np.uint64] | None:
+        if self._raw is None:
+            return None
+        rows = self._raw.append(x)
+        self._attach(np.unique(rows >> np.uint64(32)).tolist())
+        return rows
+
+    def _attach(self, wanted: Sequence[int]) -> None:
+        new = [segment for segment in wanted if segment not in self._attached]
+        if new and self._raw is not None:
+            segments = self._raw.segments()
+            for segment in new:
+                self._core.attach(segment, *segments[segment])
+                self._attached.add(segment)
+
+    def _checked(self, x: Any, what: str) -> Vectors:
+        array = np.ascontiguousarray(x, np.float32)
+        if array.ndim != 2 or array.shape[1] != self.dim:
+            raise InvalidInput(f"expected {what}s of shape [n, {self.dim}], got {list(array.shape)}")
+        bad = ~(np.abs(array) < LARGEST).all(axis=1)
+        if self.metric == "cosine":
+            bad |= ~array.any(axis=1)
+        if bad.any():
+            row = int(np.flatnonzero(bad)[0])
+            reason = (
+                "has no direction (all zero), which cosine needs"
+                if not array[row].any()
+                else f"holds a component that is not finite, or beyond {LARGEST:g}"
+            )
+            raise InvalidInput(f"{what} {row} {reason}")
+        return array
+
+    def _normalised(self, x: Vectors) -> Vectors:
+        if self.metric != "cosine":
+            return x
+        return (x / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)).astype(np.float32)
+
+    def _coded(self, rows: NDArray[np.uint64]) -> Vectors:
+        """Raw vectors as codes are made from them."""
+        assert self._raw is not None, "only an index with raw vectors makes codes anew"
+        return self._normalised(self._raw.read(rows))
+
+    # ---- reading
+
+    def search(self, queries: Vectors, k: int = 10, ef: int = 64, *, rescore: bool = True) -> Hits:
+        """The k approximately nearest, from `ef` candidates; larger is more exact and slower.
+
+        queries: float32 [nq, dim]. rescore: measure the best few on raw vectors, where they are kept. Each
+        answer is a snapshot of what was live when its search began. Raises InvalidInput as `upsert` does, and
+        for k or ef out of range.
+        """
+        for name, value in (("k", k), ("ef", ef)):
+            if not 1 <= value <= MAX_K:
+                raise InvalidInput(f"{name} must be 1 to {MAX_K}, not {value}")
+        few = 2 * k + 16 if rescore and self._raw is not None else 0
+        return self._hits(self._core.search(self._checked(queries, "query"), k, ef, few))
+
+    def exact(self, queries: Vectors, k: int = 10) -> Hits:
+        """The same by brute force over raw vectors (over codes where none are kept): the oracle."""
+        if not 1 <= k <= MAX_K:
+            raise InvalidInput(f"k must be 1 to {MAX_K}, not {k}")
+        return self._hits(self._core.exact(self._checked(queries, "query"), k))
+
+    def _hits(self, answers: Any) -> Hits:
+        frames = self._frames.numbers(answers.frames)
+        frames[np.isinf(answers.distances)] = -1
+        return Hits(
+            [self._keys.decode(keys) for keys in answers.keys], answers.distances, frames, answers.payloads
+        )
+
+    def get(self, keys: Sequence[Key] | NDArray[Any]) -> list[Row | None]:
+        """The rows of keys; None for one that is not live."""
+        encoded = self._keys.encode(keys)
+        answers, vectors = self._core.get(encoded)
+        frames = self._frames.numbers(answers.frames)
+        return [
+            Row(self._keys.decode([encoded[i]])[0], vectors[i], answers.payloads[i][0], int(frames[i, 0]))
+            if answers.keys[i]
+            else None
+            for i in range(len(encoded))
+        ]
+
+    def keys(self) -> list[Key]:
+        """All live keys, in no order."""
+        return self._keys.decode([key for slab in range(self._core.slabs) for key in self._core.scan(slab)])
+
+    def __len__(self) -> int:
+        return len(self._core)
+
+    @property
+    def frame(self) -> int:
+        """The frame that new vectors are written in."""
+        return self._frames.write.number
+
+    def __contains__(self, key: Key) -> bool:
+        return self.get([key])[0] is not None
+
+    # ---- upkeep
+
+    def maintain(self, budget_s: float) -> bool:
+        """Repair after deletes, move slabs to other frames, give memory back; for about budget_s seconds.
+
+        True while more is waiting. Searches and writes go on meanwhile.
+        """
+        deadline = time.monotonic() + budget_s
+        with self._upkeep:
+            while True:
+                repairing = self._core.upkeep(eager=False)
+                if self._repairing and not repairing:
+                    self._release_segments()
+                self._repairing = repairing
+                more = self._follower.step() or repairing
+                if not more or time.monotonic() >= deadline:
+                    return more
+
+    def _release_segments(self) -> None:
+        """Let go of raw segments that no slot refers to any more."""
+        with self._writing:
+            if self._raw is None:
+                return
+            live = self._live_segments()
+            gone = {s for s in self._attached - live if self._core.detach(s)}
+            self._attached -= gone
+            self._raw.forget(frozenset(self._attached))
+
+    def _live_segments(self) -> frozenset[int]:
+        segments: set[int] = set()
+        for slab in range(self._core.slabs):
+            segments.update(np.unique(self._core.occupied_rows(slab) >> np.uint64(32)).tolist())
+        return frozenset(segments)
+
+    def take_events(self) -> list[Event]:
+        """What happened since the last call: drift windows, frames, re-encodes; in order."""
+        events: list[Event] = []
+        while self._events:
+            events.append(self._events.popleft())
+        return events
+
+    def parameters(self, frame: int) -> TileParameters | None:
+        """Those of a frame that is alive; None for floats, and for a frame that is not."""
+        return next((known.parameters for known in self._frames.alive if known.number == frame), None)
+
+    def check(self) -> None:
+        """Raise CorruptIndex on a broken invariant, an unreachable live key, or a code that is not its raw
+        vector's."""
+        self._core.check(codes=True)
+
+    def stats(self) -> Stats:
+        """One moment of the index."""
+        usage = self._core.usage()
+        return Stats(
+            live=usage.live,
+            slots=usage.slots,
+            dead=usage.dead,
+            frames=tuple(
+                FrameRows(f.number, "float" if f.parameters is None else "tile", self._frames.rows(f))
+                for f in self._frames.alive
+            ),
+            fit_loss=self._follower.fit_loss,
+            reencoding=self._follower.waiting,
+            bytes={
+                name: getattr(usage, name) for name in ("codes", "links", "keys", "meta", "scratch", "total")
+            },
+        )
+
+    # ---- cuts
+
+    def cut(self, known: Mapping[str, int] | None = None) -> Cut:
+        """All of the index at one moment. A chunk whose version `known` names comes without its bytes.
+
+        Writers wait for the copy; searches do not.
+        """
+        versions = {int(name): version for name, version in (known or {}).items()}
+        with self._upkeep, self._writing:
+            head, slabs = self._core.save(versions)
+            dim, metric, m, ef_construction, seed = self._shape
+            state = {
+                "dim": dim, "metric": metric, "m": m, "ef_construction": ef_construction, "seed": seed,
+                "compress_after": self._compress_after, "keys": self._keys.kind, "head": head,
+                "frames": self._frames.state(), "follower": self._follower.state(),
+            }  # fmt: skip
+            chunks = {f"{number:08d}": Chunk(version, data) for number, (version, data) in slabs.items()}
+            segments = frozenset[int]() if self._raw is None else self._live_segments()
+            return Cut(chunks, message("index", state), segments, len(self))
+
+    @classmethod
+    def restore(cls, cut: Cut, raw: RawVectors | None, drift: DriftSettings | None = None) -> "OnlineIndex":
+        """The index that was cut; `raw` holds the rows that it held then.
+
+        CorruptIndex if the bytes cannot be that.
+        """
+        state = message_of("index", cut.state)
+        try:
+            return cls._restored(state, cut, raw, drift)
+        except (KeyError, TypeError, ValueError) as cause:
+            raise CorruptIndex(f"the saved state of the index is damaged: {cause}") from cause
+
+    @classmethod
+    def _restored(
+        cls, state: dict[str, Any], cut: Cut, raw: RawVectors | None, drift: DriftSettings | None
+    ) -> "OnlineIndex":
+        shape = (state["dim"], state["metric"], state["m"], state["ef_construction"], state["seed"])
+        index = cls(*shape, raw=raw, compress_after=state["compress_after"])
+        core = Core(*shape, rotation_seed=shape[-1])
+        monitor = DriftMonitor.from_state(state["follower"]["monitor"], drift)
+        index._assemble(core, Frames.restore(core, state["frames"]), monitor, Keys(state["keys"]))
+        index._attach(sorted(cut.segments))
+        for number in range(len(cut.chunks)):
+            chunk = cut.chunks[f"{number:08d}"]
+            assert chunk.data is not None, "a cut to restore from holds all its bytes"
+            core.load_slab(number, chunk.version, chunk.data)
+        core.load_head(state["head"])
+        index._follower.resume(state["follower"])
+        return index

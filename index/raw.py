@@ -1,0 +1,88 @@
+"""Where raw vectors lie: the protocol that storage implements, and the library's in-memory one."""
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["MemoryRawVectors", "RawVectors"]
+
+Vectors = NDArray[np.float32]
+RowIds = NDArray[np.uint64]
+
+SEGMENT_BYTES = 4 << 20  # small enough that a library user with a thousand vectors pays for few spare rows
+
+
+class RawVectors(Protocol):
+    """Append-only rows of float32, in segments whose memory never moves.
+
+    A row id is `segment << 32 | row` and is never used twice. A segment's rows are contiguous, `dim` float32
+    each. Appending is one thread's; reading is anybody's.
+    """
+
+    dim: int
+
+    def append(self, vectors: Vectors) -> RowIds:
+        """Store float32 [n, dim]; uint64 [n] row ids, readable at once."""
+        ...
+
+    def read(self, rows: RowIds) -> Vectors:
+        """float32 [n, dim], a copy, of uint64 [n] row ids."""
+        ...
+
+    def segments(self) -> dict[int, tuple[int, int]]:
+        """Segment id -> (address of its first row, rows it has room for)."""
+        ...
+
+    def forget(self, live: frozenset[int]) -> frozenset[int]:
+        """Release what can be released of the segments not in `live`; the ids of those that are gone."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class MemoryRawVectors:
+    """Raw vectors in ordinary memory, for an index without a disk."""
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+        self._capacity = max(64, SEGMENT_BYTES // (4 * dim))
+        self._segments: dict[int, Vectors] = {}
+        self._open = -1
+        self._used = self._capacity
+
+    def append(self, vectors: Vectors) -> RowIds:
+        rows = np.empty(len(vectors), np.uint64)
+        done = 0
+        while done < len(vectors):
+            if self._used == self._capacity:
+                self._open += 1
+                self._segments[self._open] = np.empty((self._capacity, self.dim), np.float32)
+                self._used = 0
+            count = min(len(vectors) - done, self._capacity - self._used)
+            self._segments[self._open][self._used : self._used + count] = vectors[done : done + count]
+            first = self._open << 32 | self._used
+            rows[done : done + count] = np.arange(first, first + count, dtype=np.uint64)
+            self._used += count
+            done += count
+        return rows
+
+    def read(self, rows: RowIds) -> Vectors:
+        out = np.empty((len(rows), self.dim), np.float32)
+        segment_of = rows >> np.uint64(32)
+        for segment in np.unique(segment_of):
+            here = segment_of == segment
+            out[here] = self._segments[int(segment)][rows[here] & np.uint64(0xFFFFFFFF)]
+        return out
+
+    def segments(self) -> dict[int, tuple[int, int]]:
+        return {number: (rows.ctypes.data, self._capacity) for number, rows in self._segments.items()}
+
+    def forget(self, live: frozenset[int]) -> frozenset[int]:
+        gone = frozenset(self._segments) - live - {self._open}
+        for segment in gone:
+            del self._segments[segment]
+        return gone
+
+    def close(self) -> None:
+        self._segments.clear()

@@ -1,0 +1,157 @@
+"""What a new frame would be fitted to: statistics and a sample of the newest rows."""
+
+import copy
+from collections import deque
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CorruptIndex, InvalidInput
+from ..native import rotate, unrotate
+from .packing import array_bytes, arrays_of, items, mapping, number
+from .statistics import Moments
+from .tile import TileParameters
+
+__all__ = ["Recent"]
+
+Vectors = NDArray[np.float32]
+
+
+class Recent:
+    """Moments of the newest rows, in original and in rotated coordinates, and the rows of the last chunks.
+
+    Rows come in chunks; chunks make windows. Of windows running that differ from what was before, moments are
+    kept apart, except of the first, inside which the change lies: after it the next frame is fitted to what
+    came after the change and to nothing else.
+
+    forget: rows added after which an older one counts half. chunks: how many of them are kept as rows.
+    """
+
+    def __init__(self, dim: int, rotation_seed: int | None, forget: float, chunks: int) -> None:
+        self.dim = dim
+        self._seed = rotation_seed
+        self._forget = forget
+        self._all = self._pair(forget)
+        self._window = self._pair()
+        self._since = self._pair()  # of the windows running that differ, after the first
+        self._last: TileParameters | None = None  # of the last closed window
+        self._sample: deque[Vectors] = deque(maxlen=chunks)  # rotated
+        self._open = 0  # chunks of the open window
+        self._chunks_since = 0  # chunks of these windows
+
+    def _pair(self, forget: float | None = None) -> tuple[Moments, Moments]:
+        return Moments(self.dim, forget), Moments(self.dim, forget)
+
+    def _rotated(self, x: Vectors) -> Vectors:
+        return np.ascontiguousarray(x) if self._seed is None else rotate(x, self._seed)
+
+    def add(self, chunk: Vectors) -> None:
+        """Take a chunk, float32 [n, dim], into the open window."""
+        rotated = self._rotated(chunk)
+        for moments, rows in zip(self._window, (chunk, rotated), strict=True):
+            moments.update(rows)
+        self._sample.append(rotated)
+        self._open += 1
+
+    @property
+    def last_fit(self) -> TileParameters | None:
+        """The parameters that suit the last closed window best."""
+        return self._last
+
+    def window_rows(self, chunks: int, most: int) -> Vectors:
+        """At most `most` rotated rows, spread over the last chunks."""
+        rows = np.concatenate(list(self._sample)[-chunks:])
+        return rows[:: -(-len(rows) // most)]
+
+    def close_window(self, differing: int) -> None:
+        """The open window is over; `differing` windows running, with it, differ from what was before them."""
+        if differing <= 1:
+            self._since, self._chunks_since = self._pair(), 0
+        else:
+            self._chunks_since += self._open
+        self._open = 0
+        for whole, since, window in zip(self._all, self._since, self._window, strict=True):
+            whole.merge(window)
+            if differing > 1:
+                since.merge(window)
+        self._last = TileParameters.fit(*self._window[1].value(), rotation_seed=self._seed)
+        self._window = self._pair()
+
+    def forget_what_was_before(self) -> None:
+        """Keep the windows running that differ, after the first of two or more, and nothing older."""
+        self._all = self._pair(self._forget)
+        for whole, since in zip(self._all, self._since, strict=True):
+            whole.merge(since)
+        while len(self._sample) > self._chunks_since:
+            self._sample.popleft()
+        self._since, self._chunks_since = self._pair(), 0
+
+    def ruler(self) -> TileParameters:
+        """Parameters in original coordinates, of all closed windows."""
+        return TileParameters.fit(*self._all[0].value())
+
+    def fit(self, pending: Vectors) -> TileParameters:
+        """Parameters for a new frame, from all rows so far and `pending`; a histogram of the kept rows."""
+        rows = self._rows(pending)
+        if not len(rows):
+            raise InvalidInput("no row has been seen yet that a frame could be fitted to")
+        moments = copy.copy(self._all[1])
+        moments.merge(self._window[1])
+        moments.update(rows[len(rows) - len(pending) :])
+        return TileParameters.fit(*moments.value(), rotation_seed=self._seed, sample=rows)
+
+    def _rows(self, pending: Vectors) -> Vectors:
+        return np.concatenate([*self._sample, self._rotated(pending)])
+
+    def rows(self, pending: Vectors) -> Vectors:
+        """The kept rows and `pending`, oldest first, in original coordinates (to float32's rounding)."""
+        rows = self._rows(pending)
+        return rows if self._seed is None else unrotate(rows, self._seed)
+
+    def excess(self, pending: Vectors, bits: int) -> float:
+        """By what share a fit of the older half of the kept rows codes the newer half worse than its own."""
+        rows = self._rows(pending)
+        older, newer = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+        if not len(older):
+            return np.inf
+        errors: list[float] = []
+        for half in (older, newer):
+            moments = Moments(self.dim)
+            moments.update(half)
+            errors.append(TileParameters.fit(*moments.value()).error(newer, bits))
+        return errors[0] / errors[1] - 1 if errors[1] > 0 else 0.0
+
+    def state(self) -> dict[str, Any]:
+        """For `restore`.
+
+        all, window, since: two moments each; last: tile parameters or nil; sample: list of f4 [n, dim];
+        open, chunks_since: int.
+        """
+        return {
+            "all": [moments.state() for moments in self._all],
+            "window": [moments.state() for moments in self._window],
+            "since": [moments.state() for moments in self._since],
+            "last": None if self._last is None else self._last.to_bytes(),
+            "sample": [array_bytes(rows) for rows in self._sample],
+            "open": self._open,
+            "chunks_since": self._chunks_since,
+        }
+
+    def restore(self, state: Any) -> None:
+        """Take over what `state` said. CorruptIndex for what it cannot have said."""
+        state = mapping(state, "recent statistics")
+        self._all = self._restored(state, "all")
+        self._window = self._restored(state, "window")
+        self._since = self._restored(state, "since")
+        last = state.get("last")
+        self._last = None if last is None else TileParameters.from_bytes(last)
+        self._sample.extend(arrays_of(state, "sample", "f4", (-1, self.dim)))
+        self._open = int(number(state, "open", 0, 2**31))
+        self._chunks_since = int(number(state, "chunks_since", 0, 2**31))
+
+    def _restored(self, state: dict[str, Any], name: str) -> tuple[Moments, Moments]:
+        pair = items(state, name)
+        if len(pair) != 2:
+            raise CorruptIndex(f"{name} holds {len(pair)} moments, not two")
+        return Moments.from_state(self.dim, pair[0]), Moments.from_state(self.dim, pair[1])

@@ -1,0 +1,21 @@
+"""native/ computes: the C core - graph, codes, kernels - and its only doorway from Python."""
+
+from .core import FRAMES, SLAB, Answers, Core, Slab, Tile, Usage
+from .functions import bin_counts, force_isa, isa, rotate, tile_decode, tile_encode, unrotate
+
+__all__ = [
+    "FRAMES",
+    "SLAB",
+    "Answers",
+    "Core",
+    "Slab",
+    "Tile",
+    "Usage",
+    "bin_counts",
+    "force_isa",
+    "isa",
+    "rotate",
+    "tile_decode",
+    "tile_encode",
+    "unrotate",
+]

@@ -1,0 +1,192 @@
+/* The oracle: every invariant, said in words when it does not hold. */
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+
+#include "internal.h"
+
+__attribute__((format(printf, 3, 4))) static int broken(char *message, size_t size, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    if (size)
+        vsnprintf(message, size, format, arguments);
+    va_end(arguments);
+    return DL_ECORRUPT;
+}
+
+#define REQUIRE(condition, ...)                        \
+    do {                                               \
+        if (!(condition))                              \
+            return broken(message, size, __VA_ARGS__); \
+    } while (0)
+
+static bool linked(slot_state state)
+{
+    return state == SLOT_LIVE || state == SLOT_DEAD || state == SLOT_UNLINKING;
+}
+
+static int check_links(const dl_index *ix, uint32_t slot, uint32_t level, char *message, size_t size)
+{
+    const _Atomic uint32_t *links = links_of(ix, slot, level);
+    uint32_t count = get(links), slots = atomic_load(&ix->slot_count);
+    REQUIRE(count <= link_cap(ix, level), "slot %u has %u links at level %u, more than fit", slot, count, level);
+    for (uint32_t i = 1; i <= count; i++) {
+        uint32_t to = get(links + i);
+        REQUIRE(to < slots, "slot %u links to slot %u at level %u, which does not exist", slot, to, level);
+        REQUIRE(to != slot, "slot %u links to itself at level %u", slot, level);
+        REQUIRE(linked(state_of(ix, to)), "slot %u links to the free slot %u at level %u", slot, to, level);
+        REQUIRE(level_of(ix, to) >= level, "slot %u links to slot %u at level %u, above its level", slot, to, level);
+        for (uint32_t j = 1; j < i; j++)
+            REQUIRE(get(links + j) != to, "slot %u links to slot %u twice at level %u", slot, to, level);
+    }
+    return DL_OK;
+}
+
+static int check_key(const dl_index *ix, uint32_t slot, char *message, size_t size)
+{
+    const slab *s = slab_of(ix, slot);
+    uint32_t i = slot & SLAB_MASK;
+    const record *r = atomic_load(&s->records[i]);
+    REQUIRE(r, "live slot %u has no key", slot);
+    REQUIRE(map_find(ix, r->bytes, r->key_size, record_hash(r)) == slot, "the key of live slot %u leads elsewhere", slot);
+    REQUIRE(atomic_load(&s->birth[i]) <= atomic_load(&ix->clock) && atomic_load(&s->death[i]) == NEVER,
+            "live slot %u is not visible now", slot);
+    return DL_OK;
+}
+
+/* Every node that is linked in hangs, over edges that exist, below the entry point. */
+static int check_tree(const dl_index *ix, uint32_t slot, char *message, size_t size)
+{
+    uint32_t entry = get(&ix->entry), parent = parent_of(ix, slot);
+    if (slot == entry) {
+        REQUIRE(parent == NONE, "the entry point %u has a parent", slot);
+        return DL_OK;
+    }
+    REQUIRE(parent != NONE && parent < atomic_load(&ix->slot_count), "live slot %u has no parent", slot);
+    REQUIRE(has_link(ix, parent, slot, 0), "slot %u has no edge from its parent %u", slot, parent);
+    REQUIRE(reaches_root(ix, slot), "the ancestors of slot %u do not end at the entry point", slot);
+    return DL_OK;
+}
+
+/* Directed level-0 edges from the entry point, breadth first. */
+static int check_reach(const dl_index *ix, uint8_t *reached, uint32_t *line, char *message, size_t size)
+{
+    uint32_t entry = get(&ix->entry), slots = atomic_load(&ix->slot_count), end = 0;
+    if (entry != NONE) {
+        reached[entry] = 1;
+        line[end++] = entry;
+    }
+    for (uint32_t at = 0; at < end; at++) {
+        const _Atomic uint32_t *links = links_of(ix, line[at], 0);
+        for (uint32_t i = 1; i <= get(links); i++)
+            if (!reached[get(links + i)]) {
+                reached[get(links + i)] = 1;
+                line[end++] = get(links + i);
+            }
+    }
+    for (uint32_t slot = 0; slot < slots; slot++)
+        REQUIRE(state_of(ix, slot) != SLOT_LIVE || reached[slot], "live slot %u cannot be reached from the entry point",
+                slot);
+    return DL_OK;
+}
+
+int check_structure(dl_index *ix, char *message, size_t size)
+{
+    uint32_t slots = atomic_load(&ix->slot_count), entry = get(&ix->entry);
+    uint64_t live = 0;
+    int code = DL_OK;
+    REQUIRE(entry == NONE || (entry < slots && linked(state_of(ix, entry))), "the entry point %u is not a node", entry);
+    for (uint32_t slot = 0; slot < slots; slot++) {
+        slot_state state = state_of(ix, slot);
+        if (!linked(state))
+            continue;
+        for (uint32_t level = 0; code == DL_OK && level <= level_of(ix, slot); level++)
+            code = check_links(ix, slot, level, message, size);
+        if (code == DL_OK && entry != NONE)
+            REQUIRE(level_of(ix, slot) <= level_of(ix, entry) || state != SLOT_LIVE || state_of(ix, entry) != SLOT_LIVE,
+                    "slot %u stands above the entry point", slot);
+        if (code == DL_OK && state == SLOT_LIVE) {
+            live++;
+            code = check_key(ix, slot, message, size);
+            if (code == DL_OK)
+                code = check_tree(ix, slot, message, size);
+        }
+        if (code != DL_OK)
+            return code;
+    }
+    REQUIRE(live == atomic_load(&ix->live), "%llu slots are live, %llu are counted", (unsigned long long)live,
+            (unsigned long long)atomic_load(&ix->live));
+    REQUIRE(live == ix->bucket_used, "%llu slots are live, the key map holds %u", (unsigned long long)live,
+            ix->bucket_used);
+    uint8_t *reached = dl_zalloc(slots);
+    uint32_t *line = dl_alloc(slots * sizeof *line);
+    code = reached && line ? check_reach(ix, reached, line, message, size) : DL_ENOMEM;
+    free(reached);
+    free(line);
+    return code;
+}
+
+/* Each live code and norm is what encoding its raw vector gives, and the live counts are those of the codes. */
+static int check_codes(dl_index *ix, block *scratch, int64_t *counts, char *message, size_t size)
+{
+    uint32_t slots = atomic_load(&ix->slot_count), dim = ix->config.dim;
+    uint64_t rows[DL_FRAMES] = {0};
+    size_t half = ix->padded / 2;
+    for (uint32_t slot = 0; slot < slots; slot++) {
+        slab *s = slab_of(ix, slot);
+        uint32_t i = slot & SLAB_MASK;
+        const block *b = atomic_load(&s->block);
+        if (s->state[i] == SLOT_FREE)
+            continue;
+        rows[b->frames[i]]++;
+        REQUIRE(frame_of(ix, b->frames[i]), "slot %u is coded in frame %u, which is not open", slot, b->frames[i]);
+        REQUIRE(frame_of(ix, b->frames[i])->is_float == b->is_float, "slot %u: block and frame differ in kind", slot);
+        if (s->state[i] != SLOT_LIVE)
+            continue;
+        if (!b->is_float) {
+            block_unpack(ix, b, i, ix->codes);
+            for (uint32_t d = 0; d < dim; d++)
+                counts[((size_t)b->frames[i] * dim + d) * 16 + (ix->codes[d] >> 4)]++;
+        }
+        const float *raw = raw_of(ix, atomic_load(&s->row[i]));
+        if (!raw)
+            continue;
+        to_plain(ix, raw, ix->plain);
+        if (b->is_float) {
+            REQUIRE(!memcmp(ix->plain, b->rows + (size_t)i * dim, dim * sizeof(float)), "slot %u holds other floats than its raw vector",
+                    slot);
+            continue;
+        }
+        block_put(ix, scratch, 0, b->frames[i], ix->plain, ix->turned, ix->codes);
+        REQUIRE(!memcmp(scratch->high, b->high + i * half, half) && !memcmp(scratch->low, b->low + i * half, half),
+                "the code of slot %u is not that of its raw vector", slot);
+        REQUIRE(scratch->norm4[0] == b->norm4[i] && scratch->norm8[0] == b->norm8[i],
+                "a norm of slot %u is not that of its code", slot);
+    }
+    for (uint32_t f = 0; f < DL_FRAMES; f++) {
+        const frame *open = frame_of(ix, f);
+        if (!open)
+            continue;
+        REQUIRE(open->rows == rows[f], "frame %u holds %llu rows, %llu are counted", f, (unsigned long long)rows[f],
+                (unsigned long long)open->rows);
+        REQUIRE(open->is_float || !memcmp(open->counts, counts + (size_t)f * dim * 16, (size_t)dim * 16 * sizeof *counts),
+                "the live counts of frame %u are not those of its codes", f);
+    }
+    return DL_OK;
+}
+
+int dl_check(dl_index *ix, int codes, char *message, size_t size)
+{
+    pthread_mutex_lock(&ix->writer);
+    int code = check_structure(ix, message, size);
+    if (code == DL_OK && codes) {
+        block *scratch = block_new(ix, false);
+        int64_t *counts = dl_zalloc((size_t)DL_FRAMES * ix->config.dim * 16 * sizeof *counts);
+        code = scratch && counts ? check_codes(ix, scratch, counts, message, size) : DL_ENOMEM;
+        free(scratch);
+        free(counts);
+    }
+    pthread_mutex_unlock(&ix->writer);
+    return code;
+}

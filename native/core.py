@@ -1,0 +1,335 @@
+"""The one object through which Python uses the C index. Thin: checks shapes, passes arrays, copies answers
+out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CorruptIndex, InvalidInput
+from ._core import ffi, lib
+from .arrays import checked, floats, pack, pointer, taken
+
+__all__ = ["FRAMES", "SLAB", "Answers", "Core", "Slab", "Tile", "Usage"]
+
+FRAMES = 4  # frames alive at once
+SLAB = 1024  # slots per slab
+METRICS = {"l2": 0, "ip": 1, "cosine": 2}
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """The parameters of a tile frame as the core takes them.
+
+    mean, scale: float32 [dim], in rotated coordinates if `rotated`; edges: float32 [255]; table8: [256];
+    table4: [16].
+    """
+
+    mean: Floats
+    scale: Floats
+    edges: Floats
+    table8: Floats
+    table4: Floats
+    rotated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """nq answers of up to k hits. Row ids are 2**64 - 1 where there is no raw vector."""
+
+    keys: list[list[bytes]]
+    payloads: list[list[bytes | None]]
+    distances: Floats  # [nq, k], +inf beyond an answer's count
+    rows: NDArray[np.uint64]  # [nq, k]
+    frames: NDArray[np.uint8]  # [nq, k]
+
+
+@dataclass(frozen=True, slots=True)
+class Slab:
+    """What one slab holds: slots ever used, live ones, occupied ones by frame, and a version that grows with
+    changes."""
+
+    used: int
+    live: int
+    rows: tuple[int, ...]
+    is_float: bool
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Slots and bytes of the core."""
+
+    live: int
+    slots: int
+    slabs: int
+    dead: int
+    codes: int
+    links: int
+    keys: int
+    meta: int
+    scratch: int
+    total: int
+
+
+def _bytes(data: bytes) -> Any:
+    return ffi.from_buffer("uint8_t[]", data)
+
+
+def _offsets(offsets: NDArray[np.uint64]) -> Any:
+    return pointer("uint64_t *", offsets)
+
+
+class Core:
+    """One native index. Searches may run beside one writer; every call releases the interpreter lock."""
+
+    def __init__(
+        self, dim: int, metric: str, m: int, ef_construction: int, seed: int, rotation_seed: int
+    ) -> None:
+        config = ffi.new("dl_config *", (dim, METRICS[metric], m, ef_construction, seed, rotation_seed))
+        out = ffi.new("dl_index **")
+        checked(lib.dl_open(config, out))
+        self.dim = dim
+        self._ix = ffi.gc(out[0], lib.dl_close)
+
+    # ---- raw vectors and frames
+
+    def attach(self, segment: int, address: int, rows: int) -> None:
+        """Make raw rows readable; the memory stays mapped until `detach`."""
+        checked(lib.dl_attach(self._ix, segment, ffi.cast("float *", address), rows))
+
+    def detach(self, segment: int) -> bool:
+        """False while a slot, or a search under way, may still read the segment."""
+        code = lib.dl_detach(self._ix, segment)
+        if code == lib.DL_EBUSY:
+            return False
+        checked(code)
+        return True
+
+    def open_frame(self, frame: int, tile: Tile | None) -> None:
+        """Add a frame; None is the float frame."""
+        if tile is None:
+            checked(lib.dl_frame_open(self._ix, frame, ffi.NULL))
+            return
+        arrays = [
+            np.ascontiguousarray(a, np.float32)
+            for a in (tile.mean, tile.scale, tile.edges, tile.table8, tile.table4)
+        ]
+        sizes = [a.size for a in arrays]
+        if sizes != [self.dim, self.dim, 255, 256, 16]:
+            raise InvalidInput(f"frame parameters of sizes {sizes} for {self.dim} dimensions")
+        pointers = [pointer("float *", a) for a in arrays]
+        checked(lib.dl_frame_open(self._ix, frame, ffi.new("dl_tile *", (*pointers, tile.rotated))))
+
+    def close_frame(self, frame: int) -> bool:
+        """False while the frame is in use."""
+        code = lib.dl_frame_close(self._ix, frame)
+        if code == lib.DL_EBUSY:
+            return False
+        checked(code)
+        return True
+
+    def write_frame(self, frame: int) -> None:
+        """New vectors are coded in this frame from now on."""
+        checked(lib.dl_frame_write(self._ix, frame))
+
+    def frame_counts(self, frame: int) -> tuple[NDArray[np.int64], int]:
+        """Live codes int64 [dim, 16] of a frame, and how many slots it occupies."""
+        counts = np.empty((self.dim, 16), np.int64)
+        rows = ffi.new("uint64_t *")
+        checked(lib.dl_frame_counts(self._ix, frame, pointer("int64_t *", counts), rows))
+        return counts, rows[0]
+
+    def reencode(self, slab: int, frame: int) -> None:
+        """Encode a slab anew in `frame` from its raw vectors and publish it; searches go on."""
+        checked(lib.dl_reencode(self._ix, slab, frame))
+
+    # ---- writing
+
+    def unchanged(
+        self, keys: Sequence[bytes], payloads: Sequence[bytes], vectors: Floats
+    ) -> NDArray[np.bool_]:
+        """bool [n]: the key is live with exactly these bytes and this payload."""
+        data, offsets = pack(keys)
+        more, more_offsets = pack(payloads)
+        same = np.zeros(len(keys), np.uint8)
+        code = lib.dl_unchanged(
+            self._ix, len(keys), _bytes(data), _offsets(offsets), _bytes(more), _offsets(more_offsets),
+            pointer("float *", vectors), pointer("uint8_t *", same),
+        )  # fmt: skip
+        checked(code)
+        return same.astype(np.bool_)
+
+    def upsert(
+        self,
+        keys: Sequence[bytes],
+        payloads: Sequence[bytes],
+        vectors: Floats,
+        rows: NDArray[np.uint64] | None,
+    ) -> None:
+        """Insert or replace, in order; each key's change is one step for searches. An empty payload is
+        none."""
+        data, offsets = pack(keys)
+        more, more_offsets = pack(payloads)
+        vectors = floats(vectors, self.dim)
+        code = lib.dl_upsert(
+            self._ix, len(keys), _bytes(data), _offsets(offsets), _bytes(more), _offsets(more_offsets),
+            pointer("float *", vectors), ffi.NULL if rows is None else pointer("uint64_t *", rows),
+        )  # fmt: skip
+        checked(code)
+
+    def delete(self, keys: Sequence[bytes]) -> int:
+        """How many of the keys were live."""
+        data, offsets = pack(keys)
+        deleted = ffi.new("uint64_t *")
+        checked(lib.dl_delete(self._ix, len(keys), _bytes(data), _offsets(offsets), deleted))
+        return deleted[0]
+
+    def upkeep(self, eager: bool) -> bool:
+        """One bounded step of repair after deletes; True while there is more to do at once."""
+        more = ffi.new("int *")
+        checked(lib.dl_upkeep(self._ix, eager, more))
+        return bool(more[0])
+
+    # ---- reading
+
+    def _answers(self, hits: Any) -> Answers:
+        nq, k = hits.nq, hits.k
+        n = nq * k
+        counts = taken("uint32_t *", hits.counts, nq, np.uint32).tolist()
+        key_ends = taken("uint64_t *", hits.key_offsets, n + 1, np.uint64).tolist()
+        payload_ends = taken("uint64_t *", hits.payload_offsets, n + 1, np.uint64).tolist()
+        keys = ffi.buffer(hits.keys, key_ends[-1])[:] if key_ends[-1] else b""
+        payloads = ffi.buffer(hits.payloads, payload_ends[-1])[:] if payload_ends[-1] else b""
+        spans = [range(q * k, q * k + count) for q, count in enumerate(counts)]
+        answers = Answers(
+            keys=[[keys[key_ends[i] : key_ends[i + 1]] for i in span] for span in spans],
+            payloads=[
+                [payloads[payload_ends[i] : payload_ends[i + 1]] or None for i in span] for span in spans
+            ],
+            distances=taken("float *", hits.distances, n, np.float32).reshape(nq, k),
+            rows=taken("uint64_t *", hits.rows, n, np.uint64).reshape(nq, k),
+            frames=taken("uint8_t *", hits.frames, n, np.uint8).reshape(nq, k),
+        )
+        lib.dl_hits_free(hits)
+        return answers
+
+    def search(self, queries: Floats, k: int, ef: int, rescore: int) -> Answers:
+        """Approximate: `ef` candidates by code, the best `rescore` of them measured on raw vectors."""
+        queries = floats(queries, self.dim)
+        hits = ffi.new("dl_hits *")
+        checked(lib.dl_search(self._ix, pointer("float *", queries), len(queries), k, ef, rescore, hits))
+        return self._answers(hits)
+
+    def exact(self, queries: Floats, k: int) -> Answers:
+        """By brute force over raw vectors (over codes where there are none)."""
+        queries = floats(queries, self.dim)
+        hits = ffi.new("dl_hits *")
+        checked(lib.dl_exact(self._ix, pointer("float *", queries), len(queries), k, hits))
+        return self._answers(hits)
+
+    def get(self, keys: Sequence[bytes]) -> tuple[Answers, Floats]:
+        """One answer of at most one hit per key, and the vectors float32 [n, dim]."""
+        data, offsets = pack(keys)
+        vectors = np.zeros((len(keys), self.dim), np.float32)
+        hits = ffi.new("dl_hits *")
+        code = lib.dl_get(
+            self._ix, len(keys), _bytes(data), _offsets(offsets), pointer("float *", vectors), hits
+        )
+        checked(code)
+        return self._answers(hits), vectors
+
+    def scan(self, slab: int) -> list[bytes]:
+        """The live keys of a slab."""
+        hits = ffi.new("dl_hits *")
+        checked(lib.dl_scan(self._ix, slab, hits))
+        return self._answers(hits).keys[0]
+
+    # ---- facts
+
+    def __len__(self) -> int:
+        return lib.dl_live(self._ix)
+
+    @property
+    def slabs(self) -> int:
+        return lib.dl_slabs(self._ix)
+
+    def slab(self, number: int) -> Slab:
+        info = ffi.new("dl_slab_info *")
+        checked(lib.dl_slab(self._ix, number, info))
+        return Slab(info.used, info.live, tuple(info.rows), bool(info.is_float), info.version)
+
+    def slab_rows(self, number: int) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
+        """Row ids and frames of a slab's live slots."""
+        rows, frames = np.empty(SLAB, np.uint64), np.empty(SLAB, np.uint8)
+        count = ffi.new("uint32_t *")
+        code = lib.dl_slab_rows(
+            self._ix, number, pointer("uint64_t *", rows), pointer("uint8_t *", frames), count
+        )
+        checked(code)
+        return rows[: count[0]], frames[: count[0]]
+
+    def occupied_rows(self, number: int) -> NDArray[np.uint64]:
+        """Row ids that a slab may still read, of dead slots too."""
+        rows = np.empty(SLAB, np.uint64)
+        count = ffi.new("uint32_t *")
+        checked(lib.dl_occupied_rows(self._ix, number, pointer("uint64_t *", rows), count))
+        return rows[: count[0]]
+
+    def usage(self) -> Usage:
+        out = ffi.new("dl_usage *")
+        lib.dl_usage_of(self._ix, out)
+        return Usage(**{name: getattr(out, name) for name in Usage.__slots__})
+
+    def check(self, codes: bool) -> None:
+        """Raise CorruptIndex with the first broken invariant; with `codes`, compare every code with its raw
+        vector."""
+        message = ffi.new("char[256]")
+        code = lib.dl_check(self._ix, codes, message, 256)
+        if code == lib.DL_ECORRUPT:
+            raise CorruptIndex(ffi.string(message).decode())
+        checked(code)
+
+    # ---- saving and loading
+
+    def save(self, known: dict[int, int]) -> tuple[bytes, dict[int, tuple[int, bytes | None]]]:
+        """The head, and per slab its version and bytes (None if `known` holds that version), as of one
+        moment."""
+        lib.dl_lock(self._ix)
+        try:
+            head = self._saved(lib.dl_save_head)
+            slabs: dict[int, tuple[int, bytes | None]] = {}
+            for number in range(self.slabs):
+                version = int(lib.dl_version(self._ix, number))
+                same = known.get(number) == version
+                slabs[number] = version, None if same else self._saved(lib.dl_save_slab, number)
+        finally:
+            lib.dl_unlock(self._ix)
+        return head, slabs
+
+    def _saved(self, save: Any, *arguments: int) -> bytes:
+        out, size = ffi.new("uint8_t **"), ffi.new("size_t *")
+        checked(save(self._ix, *arguments, out, size))
+        data = ffi.buffer(out[0], size[0])[:]
+        lib.dl_free(out[0])
+        return data
+
+    def load_slab(self, number: int, version: int, data: bytes | memoryview) -> None:
+        """Into an index that holds nothing else, in order of numbers; CorruptIndex on bytes that cannot
+        be."""
+        code = lib.dl_load_slab(self._ix, number, version, ffi.from_buffer("uint8_t[]", data), len(data))
+        if code == lib.DL_ECORRUPT:
+            raise CorruptIndex(f"the stored bytes of slab {number} are not those of a slab of this index")
+        checked(code)
+
+    def load_head(self, data: bytes) -> None:
+        """Last: joins the slabs into an index and checks its structure."""
+        message = ffi.new("char[256]")
+        code = lib.dl_load_head(self._ix, ffi.from_buffer("uint8_t[]", data), len(data), message, 256)
+        if code == lib.DL_ECORRUPT:
+            raise CorruptIndex(ffi.string(message).decode())
+        checked(code)

@@ -1,0 +1,164 @@
+/* driftline's native core: a streaming HNSW over tile codes.
+ *
+ * What it is. An approximate-nearest-neighbour graph (Malkov & Yashunin, arXiv 1603.09320) whose nodes are held as
+ * 8-bit scalar codes. The top four bits of each code lie in a plane of their own and route the search; all eight
+ * refine it; raw vectors, where the caller has attached them, rescore the best few.
+ *
+ * How it departs from the paper.
+ *   - Deletes are real. A deleted node is invisible at once; after every search that could hold it has ended its
+ *     in-neighbours are joined through its neighbourhood (FreshDiskANN, arXiv 2105.09613, section 4.2; done slab by
+ *     slab) and its slot is used again.
+ *   - A spanning tree of protected level-0 edges keeps every node reachable. Each node but the entry point has one
+ *     parent whose edge to it is never pruned, so reachability holds by construction, among identical vectors too.
+ *   - Reads are snapshots. Each slot has a birth and a death on one clock; a search sees what was live when it began,
+ *     so an update (new slot, death of the old one) is one step.
+ *
+ * Words. A *slot* (uint32) holds one version of one key's vector. Slots are grouped in *slabs* of 1,024; slabs are
+ * only ever added. A slab points to its *block*: codes, norms and a frame byte per slot. A *frame* is one set of encoder
+ * parameters; at most DL_FRAMES are alive. A *row id* names a raw vector: segment << 32 | row.
+ *
+ * Threads. Writers (upsert, delete, upkeep, attach, frame calls, load) may be called from any thread and queue on one
+ * lock. dl_search, dl_exact, dl_get may run at any time beside them, any number at once, and never wait for a writer
+ * (dl_get takes the key map's lock for a probe). dl_reencode encodes outside the writer lock. dl_save_slab and dl_check
+ * hold the writer lock. dl_close: nobody else may be inside.
+ *
+ * Ownership. Inputs are borrowed for the call, except segment memory: it must stay mapped until dl_detach. dl_hits and
+ * saved bytes are the caller's: dl_hits_free, dl_free.
+ *
+ * Errors. Every fallible call returns 0 or a negative DL_E code and changes nothing that a search can see when it fails.
+ * Limits: dim 1..4096, m 2..128, keys 1..511 bytes, payload < 16 MiB, 2^30 slots. The core never prints, exits or aborts.
+ */
+#ifndef DRIFTLINE_H
+#define DRIFTLINE_H
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+    DL_OK = 0,
+    DL_ENOMEM = -1,   /* an allocation failed */
+    DL_EINVAL = -2,   /* an argument is out of its range */
+    DL_ECORRUPT = -3, /* serialised bytes, or an invariant, are wrong */
+    DL_EFULL = -4,    /* no slot or frame is left */
+    DL_EBUSY = -5     /* still in use: a frame with rows, a segment with rows */
+};
+
+enum { DL_L2 = 0, DL_IP = 1, DL_COSINE = 2 };
+enum { DL_FRAMES = 4, DL_SLAB = 1024, DL_MAX_DIM = 4096, DL_MAX_KEY = 511 };
+
+typedef struct dl_index dl_index;
+
+typedef struct {
+    uint32_t dim;
+    uint32_t metric;          /* DL_L2, DL_IP or DL_COSINE */
+    uint32_t m;               /* links per node above level 0; twice as many at level 0 */
+    uint32_t ef_construction; /* candidates kept while a node is linked */
+    uint64_t seed;            /* of the levels */
+    uint64_t rotation_seed;   /* of the one rotation that rotated frames share */
+} dl_config;
+
+/* The parameters of a tile frame, borrowed for the call. */
+typedef struct {
+    const float *mean;   /* [dim], in rotated coordinates if `rotated` */
+    const float *scale;  /* [dim], > 0 */
+    const float *edges;  /* [255], ascending: code = number of edges <= (x - mean) / scale */
+    const float *table8; /* [256]: what a code decodes to, in units of scale */
+    const float *table4; /* [16]: what its top four bits decode to */
+    int32_t rotated;
+} dl_tile;
+
+/* nq answers of at most k hits; hit j of query i stands at i * k + j. Keys and payloads are concatenated. */
+typedef struct {
+    uint32_t nq, k;
+    uint32_t *counts;          /* [nq] */
+    float *distances;          /* [nq * k], ascending, +inf beyond the count */
+    uint64_t *rows;            /* [nq * k] row ids, UINT64_MAX where there is none */
+    uint8_t *frames;           /* [nq * k] */
+    uint64_t *key_offsets;     /* [nq * k + 1] */
+    uint64_t *payload_offsets; /* [nq * k + 1]; an empty range is no payload */
+    uint8_t *keys;
+    uint8_t *payloads;
+} dl_hits;
+
+typedef struct {
+    uint32_t used;             /* slots ever handed out */
+    uint32_t live;             /* slots that answer searches */
+    uint32_t rows[4];          /* occupied slots (live, or dead and not yet unlinked) by frame */
+    int32_t is_float;          /* the block holds floats, not codes */
+    uint64_t version;          /* grows with every change */
+} dl_slab_info;
+
+typedef struct {
+    uint64_t live, slots, slabs, dead; /* dead: deleted, not yet reusable */
+    uint64_t codes, links, keys, meta, scratch, total; /* bytes */
+} dl_usage;
+
+/* ---- kernels and pure functions ---- */
+const char *dl_strerror(int code);
+const char *dl_isa(void);              /* the kernels in use: "scalar", "avx2", "avx512" */
+int dl_force_isa(const char *name);    /* for tests; DL_EINVAL if this machine lacks it */
+int32_t dl_dot4(const uint8_t *plane, const int8_t *weights, const uint8_t *table, size_t n);
+int32_t dl_dot8(const uint8_t *high, const uint8_t *low, const int16_t *weights, const int16_t *table, size_t n);
+float dl_l2(const float *a, const float *b, size_t n);
+float dl_ip(const float *a, const float *b, size_t n);
+
+/* The rotation: sign flips and fast Hadamard transforms over two overlapping power-of-two windows, twice. */
+void dl_rotate(const float *x, float *out, size_t n, uint32_t dim, uint64_t seed);
+void dl_unrotate(const float *x, float *out, size_t n, uint32_t dim, uint64_t seed);
+void dl_tile_encode(const float *x, uint8_t *codes, size_t n, uint32_t dim, const float *mean,
+                    const float *inv_scale, const float *edges);
+void dl_tile_decode(const uint8_t *codes, float *out, size_t n, uint32_t dim, const float *mean,
+                    const float *scale, const float *table, uint32_t bits);
+void dl_bin_counts(const uint8_t *codes, int64_t *counts, size_t n, uint32_t dim); /* adds into [dim * 16] */
+
+/* ---- life ---- */
+int dl_open(const dl_config *config, dl_index **out);
+void dl_close(dl_index *ix);
+
+/* ---- raw vectors and frames ---- */
+int dl_attach(dl_index *ix, uint32_t segment, const float *base, uint32_t rows);
+int dl_detach(dl_index *ix, uint32_t segment); /* DL_EBUSY while a slot refers to it */
+int dl_frame_open(dl_index *ix, uint32_t frame, const dl_tile *tile); /* tile NULL: floats */
+int dl_frame_close(dl_index *ix, uint32_t frame);
+int dl_frame_write(dl_index *ix, uint32_t frame); /* new vectors use it from now on; never floats after tiles */
+int dl_frame_counts(dl_index *ix, uint32_t frame, int64_t *counts, uint64_t *rows); /* live codes [dim * 16] */
+int dl_reencode(dl_index *ix, uint32_t slab, uint32_t frame); /* to a tile frame, once new vectors use one */
+
+/* ---- writing: key i is keys[key_offsets[i] .. key_offsets[i + 1]); payloads likewise, or NULL ---- */
+int dl_unchanged(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, const uint8_t *payloads,
+                 const uint64_t *payload_offsets, const float *vectors, uint8_t *same);
+int dl_upsert(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, const uint8_t *payloads,
+              const uint64_t *payload_offsets, const float *vectors, const uint64_t *rows);
+int dl_delete(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, uint64_t *deleted);
+
+/* One bounded step of repair after deletes. `eager` starts a round for any deleted node, not only when a share of the
+ * index has gathered. *more: whether another call would find work now. */
+int dl_upkeep(dl_index *ix, int eager, int *more);
+
+/* ---- reading ---- */
+int dl_search(dl_index *ix, const float *queries, uint32_t nq, uint32_t k, uint32_t ef, uint32_t rescore, dl_hits *out);
+int dl_exact(dl_index *ix, const float *queries, uint32_t nq, uint32_t k, dl_hits *out);
+int dl_get(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, float *vectors, dl_hits *out);
+int dl_scan(dl_index *ix, uint32_t slab, dl_hits *out); /* the live keys of one slab, as one answer */
+void dl_hits_free(dl_hits *hits);
+uint64_t dl_live(dl_index *ix);
+uint32_t dl_slabs(dl_index *ix);
+int dl_slab(dl_index *ix, uint32_t slab, dl_slab_info *out);
+int dl_slab_rows(dl_index *ix, uint32_t slab, uint64_t *rows, uint8_t *frames, uint32_t *count); /* live: [DL_SLAB] */
+int dl_occupied_rows(dl_index *ix, uint32_t slab, uint64_t *rows, uint32_t *count); /* live or dead: [DL_SLAB] */
+void dl_usage_of(dl_index *ix, dl_usage *out);
+
+/* Every invariant of the graph, the key map, the tree and the counts; with `codes`, every code and norm against
+ * encode(raw). On DL_ECORRUPT the first finding stands in `message`. */
+int dl_check(dl_index *ix, int codes, char *message, size_t size);
+
+/* ---- saving: the head once, each slab by itself; loading: into a fresh index with the same config and frames ---- */
+void dl_lock(dl_index *ix);   /* hold writers still, so that several saves are one cut */
+void dl_unlock(dl_index *ix);
+uint64_t dl_version(dl_index *ix, uint32_t slab); /* with the lock held */
+int dl_save_head(dl_index *ix, uint8_t **bytes, size_t *size);
+int dl_save_slab(dl_index *ix, uint32_t slab, uint8_t **bytes, size_t *size);
+int dl_load_slab(dl_index *ix, uint32_t slab, uint64_t version, const uint8_t *bytes, size_t size);
+int dl_load_head(dl_index *ix, const uint8_t *bytes, size_t size, char *message, size_t message_size); /* last; checks all */
+void dl_free(void *bytes);
+void dl_fail_after(int64_t allocations); /* for tests: the n-th allocation from now fails, once; < 0: none */
+#endif

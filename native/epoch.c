@@ -1,0 +1,119 @@
+/* Who is reading, and what may therefore not be reused yet.
+ *
+ * The clock ticks once a visible change. A reader pins the clock's value, then reads the clock again and works on that
+ * moment: whatever died or was retired at a tick above its pin stays. Both steps are sequentially consistent, so a
+ * writer that finds no pin below a stamp knows that no later reader can reach what was unlinked before it. */
+#include "internal.h"
+
+static reader *reader_new(dl_index *ix)
+{
+    reader *r = dl_zalloc(sizeof *r);
+    if (!r)
+        return NULL;
+    if (probe_init(ix, &r->query) != DL_OK) {
+        free(r);
+        return NULL;
+    }
+    atomic_store(&r->claimed, true);
+    reader *head = atomic_load(&ix->readers);
+    do
+        r->next = head;
+    while (!atomic_compare_exchange_weak(&ix->readers, &head, r));
+    return r;
+}
+
+reader *reader_enter(dl_index *ix, uint64_t *now)
+{
+    reader *r = atomic_load(&ix->readers);
+    for (; r; r = r->next) {
+        bool idle = false;
+        if (!atomic_load_explicit(&r->claimed, memory_order_relaxed) &&
+            atomic_compare_exchange_strong(&r->claimed, &idle, true))
+            break;
+    }
+    if (!r && !(r = reader_new(ix)))
+        return NULL;
+    atomic_store(&r->pin, atomic_load(&ix->clock));
+    *now = atomic_load(&ix->clock);
+    return r;
+}
+
+void reader_leave(reader *r)
+{
+    atomic_store(&r->pin, 0);
+    atomic_store(&r->claimed, false);
+}
+
+void reader_free(reader *r)
+{
+    probe_free(&r->query);
+    free(r->seen);
+    free(r->candidates.items);
+    free(r->results.items);
+    free(r->picked);
+    free(r);
+}
+
+uint64_t oldest_pin(dl_index *ix)
+{
+    uint64_t oldest = NEVER;
+    for (reader *r = atomic_load(&ix->readers); r; r = r->next) {
+        uint64_t pin = atomic_load(&r->pin);
+        if (pin && pin < oldest)
+            oldest = pin;
+    }
+    return oldest;
+}
+
+void retire(dl_index *ix, retired *item, bool is_frame)
+{
+    item->is_frame = is_frame;
+    item->stamp = atomic_fetch_add(&ix->clock, 1) + 1;
+    item->next = ix->retired;
+    ix->retired = item;
+    retired_sweep(ix);
+}
+
+void retired_sweep(dl_index *ix)
+{
+    if (!ix->retired)
+        return;
+    uint64_t oldest = oldest_pin(ix);
+    for (retired **at = &ix->retired; *at;) {
+        retired *item = *at;
+        if (item->stamp > oldest) {
+            at = &item->next;
+            continue;
+        }
+        *at = item->next;
+        if (item->is_frame)
+            frame_free(ix, (frame *)item);
+        else
+            block_free(ix, (block *)item);
+    }
+}
+
+/* Room for `n` more. */
+int queue_reserve(queue *q, size_t n)
+{
+    if (q->end + n <= q->capacity)
+        return DL_OK;
+    if (q->start)
+        memmove(q->items, q->items + q->start, (q->end - q->start) * sizeof *q->items);
+    q->end -= q->start;
+    q->start = 0;
+    if (q->end + n <= q->capacity / 2)
+        return DL_OK;
+    size_t capacity = 2 * (q->end + n) + 64;
+    stamped *items = dl_grow(q->items, capacity * sizeof *items);
+    if (!items)
+        return DL_ENOMEM;
+    q->items = items;
+    q->capacity = capacity;
+    return DL_OK;
+}
+
+void queue_push(queue *q, uint32_t slot, uint64_t stamp)
+{
+    q->items[q->end++] = (stamped){slot, stamp};
+}

@@ -1,0 +1,342 @@
+"""The snapshots of one data directory: committed whole, a few retained, chunks shared between them.
+
+What lies where: directory.py, chunks.py, manifest.py and segments.py.
+
+A commit syncs the raw vectors, writes the chunks that changed in transactions of at most 64 MiB, and in a
+last one the manifest: that makes the snapshot, and drops those that are no longer retained. A process that
+dies earlier leaves orphans, which the next open removes. A chunk that did not change is named again, not
+written again; it goes when no manifest names it.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from ..errors import InvalidInput, SnapshotError
+from ..index.cut import Cut
+from .chunks import CHUNKS, ChunkWriter, remove_unnamed
+from .directory import (
+    ABOUT,
+    DirectoryLock,
+    check_format,
+    check_shape,
+    segments_path,
+    snapshots_path,
+    start_anew,
+    write_format,
+)
+from .environment import Environment, examine
+from .manifest import (
+    MANIFESTS,
+    ChunkEntry,
+    Json,
+    Manifest,
+    SnapshotInfo,
+    encode,
+    manifest_key,
+    read_manifests,
+)
+from .segments import FileRawVectors
+from .snapshot import Snapshot, open_snapshot, problems
+
+__all__ = ["Snapshot", "SnapshotInfo", "SnapshotStore"]
+
+DATABASES = (ABOUT, CHUNKS, MANIFESTS)
+
+
+class SnapshotStore:
+    """The snapshots in a data directory: open for writing (`open`, one process) or looking (`inspect`, any).
+
+    Any thread may call; commits run one after the other, each in its caller's thread. A data directory is
+    open at most once in a process.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        environment: Environment,
+        lock: DirectoryLock | None,
+        dim: int | None,
+        metric: str,
+        keep: int,
+    ) -> None:
+        """Not for callers: `open` or `inspect`."""
+        self.path = path
+        self._environment = environment
+        self._lock = lock
+        self._dim = dim
+        self._metric = metric
+        self._keep = keep
+        self._raw: FileRawVectors | None = None
+        self._base: Manifest | None = None  # what an unchanged chunk is unchanged since
+        self._unusable: frozenset[int] = frozenset()  # found damaged; they go with the next commit
+        self._committing = threading.Lock()
+
+    @classmethod
+    def open(cls, path: str | Path, *, dim: int | None, metric: str, keep: int = 2) -> Self:
+        """Open for writing, created if need be; the newest `keep` snapshots are retained.
+
+        `dim` None: the dimension of what is there, else the one that `open_raw` is called with.
+
+        SnapshotError if another process writes here, or if what is there is of another dimension, metric or
+        format, is damaged, cannot be read or written, or is not driftline's.
+        """
+        if keep < 1:
+            raise InvalidInput(f"keep = {keep}: at least one snapshot must be retained")
+        path = Path(path)
+        lock = DirectoryLock.acquire(path)
+        try:
+            try:
+                examine(snapshots_path(path), error=SnapshotError)
+            except SnapshotError as cause:
+                raise SnapshotError(f"{cause}; {start_anew(path)}") from cause
+            environment = Environment(snapshots_path(path), DATABASES, error=SnapshotError)
+        except BaseException:
+            lock.release()
+            raise
+        store = cls(path, environment, lock, dim, metric, keep)
+        try:
+            with environment.write(room=0) as txn:
+                manifests, damaged = read_manifests(txn)
+                if not manifests and not damaged:
+                    write_format(txn)
+                check_format(path, txn)
+                for manifest in manifests.values():
+                    check_shape(path, manifest.info, dim or manifest.info.dim, metric)
+                    store._dim = manifest.info.dim
+                remove_unnamed(txn, manifests.values())
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    @classmethod
+    def inspect(cls, path: str | Path) -> Self:
+        """Open for looking only, whoever writes meanwhile; SnapshotError if nothing is there."""
+        path = Path(path)
+        if not snapshots_path(path).is_dir():
+            raise SnapshotError(f"{path}: not a data directory of driftline")
+        environment = Environment(snapshots_path(path), DATABASES, error=SnapshotError, readonly=True)
+        store = cls(path, environment, None, 0, "", 0)
+        try:
+            with environment.read() as txn:
+                check_format(path, txn)
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def list(self) -> tuple[SnapshotInfo, ...]:
+        """The retained snapshots, oldest first; without any whose manifest is damaged."""
+        with self._environment.read() as txn:
+            return tuple(manifest.info for manifest in read_manifests(txn)[0].values())
+
+    def newest(self) -> Snapshot | None:
+        """The newest snapshot that is whole (every chunk is read and compared); None if there never was one.
+
+        Newer ones that are not whole are in its `skipped`, and go with the next commit. SnapshotError if none
+        is whole. The next cut may leave out what did not change since this one, see `known`.
+        """
+        skipped: dict[int, str] = {}
+        with self._environment.read() as txn:
+            manifests, damaged = read_manifests(txn)
+            for number in sorted(manifests.keys() | damaged.keys(), reverse=True):
+                problem = damaged.get(number)
+                if problem is None:
+                    problem = next(problems(txn, manifests[number], segments_path(self.path)), None)
+                if problem is None:
+                    self._base, self._unusable = manifests[number], frozenset(skipped)
+                    return open_snapshot(self._environment, txn, self._base, tuple(skipped.values()))
+                skipped[number] = f"snapshot {number}: {problem}"
+        if skipped:
+            reasons = "; ".join(skipped.values())
+            raise SnapshotError(f"{self.path}: no snapshot is whole ({reasons}); {start_anew(self.path)}")
+        return None
+
+    def get(self, snapshot: int) -> Snapshot:
+        """A retained snapshot by its id, not read through first; SnapshotError if it is not there."""
+        with self._environment.read() as txn:
+            manifests, damaged = read_manifests(txn)
+            if snapshot not in manifests:
+                reason = damaged.get(snapshot, "is not there")
+                raise SnapshotError(f"{self.path}: snapshot {snapshot}: {reason}")
+            return open_snapshot(self._environment, txn, manifests[snapshot])
+
+    def verify(self, snapshot: int) -> tuple[str, ...]:
+        """Read all of a snapshot and look at its segment files: everything that is wrong, or nothing.
+
+        The contents of raw vectors are not covered by a checksum.
+        """
+        with self._environment.read() as txn:
+            manifests, damaged = read_manifests(txn)
+            if snapshot not in manifests:
+                return (damaged.get(snapshot, f"there is no snapshot {snapshot}"),)
+            return tuple(problems(txn, manifests[snapshot], segments_path(self.path)))
+
+    def known(self) -> dict[str, int]:
+        """Chunk versions of the snapshot that this object last committed or returned from `newest`.
+
+        The next cut may leave out the data of chunks that still have these versions.
+        """
+        base = self._base
+        return {} if base is None else {name: entry.version for name, entry in base.chunks.items()}
+
+    def open_raw(self, dim: int | None = None) -> FileRawVectors:
+        """The raw vectors beside the snapshots; the same object at every call, closed with the store.
+
+        `dim` is needed where `open` was not told and nothing is there. InvalidInput if it is another one.
+        """
+        if self._lock is None:
+            raise InvalidInput(f"{self.path}: raw vectors belong to the process that writes")
+        self._dim = self._dim or dim
+        if self._dim is None or dim not in (None, self._dim):
+            raise InvalidInput(f"{self.path}: raw vectors of dimension {dim}, where it is {self._dim}")
+        if self._raw is None:
+            named: dict[int, int] = {}
+            with self._environment.read() as txn:
+                for manifest in read_manifests(txn)[0].values():
+                    for segment, rows in manifest.segments.items():
+                        named[segment] = max(rows, named.get(segment, 0))
+            self._raw = FileRawVectors(segments_path(self.path), self._dim, named)
+        return self._raw
+
+    def commit(
+        self,
+        cut: Cut,
+        offsets: Mapping[str, Mapping[int, int]],
+        extra: Mapping[str, Json] | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> SnapshotInfo:
+        """Make a cut, with the next offset of every topic and partition it has applied, the newest snapshot.
+
+        On disk when it returns; after an error, or a crash at any moment before, it never was. `progress` is
+        told bytes written and bytes to write. SnapshotError if the disk refuses, or if a segment that the cut
+        names was removed meanwhile (cut again); InvalidInput for a chunk said to be unchanged since a version
+        that is not stored.
+        """
+        with self._committing:
+            try:
+                return self._write(cut, offsets, extra or {}, progress or (lambda done, total: None))
+            except BaseException:
+                with suppress(SnapshotError):  # what cannot be removed now is removed at the next open
+                    self._discard()
+                raise
+
+    def close(self) -> None:
+        """Wait for a commit that runs, then close, raw vectors too; again is allowed."""
+        with self._committing:
+            if self._raw is not None:
+                self._raw.close()
+            self._environment.close()
+            if self._lock is not None:
+                self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _write(
+        self,
+        cut: Cut,
+        offsets: Mapping[str, Mapping[int, int]],
+        extra: Mapping[str, Json],
+        progress: Callable[[int, int], None],
+    ) -> SnapshotInfo:
+        dim = self._dim
+        if dim is None:
+            raise InvalidInput(f"{self.path}: no dimension was given, and none is there")
+        created, started = time.time_ns() // 1_000_000, time.monotonic()
+        segments = self._sync_raw(cut.segments)
+        changed = {name: memoryview(c.data) for name, c in cut.chunks.items() if c.data is not None}
+        total = len(cut.state) + sum(data.nbytes for data in changed.values())
+        done = 0
+
+        def written(size: int) -> None:
+            nonlocal done
+            done += size
+            progress(done, total)
+
+        number = self._next_id()
+        writer = ChunkWriter(self._environment, number, written)
+        state = writer.add(0, cut.state)
+        chunks: dict[str, ChunkEntry] = {}
+        for name, chunk in cut.chunks.items():
+            data = changed.get(name)
+            chunks[name] = (
+                self._unchanged(name, chunk.version) if data is None else writer.add(chunk.version, data)
+            )
+        writer.finish()
+        info = SnapshotInfo(
+            id=number,
+            created=created,
+            seconds=time.monotonic() - started,
+            dim=dim,
+            metric=self._metric,
+            live=cut.live,
+            bytes=state.size + sum(entry.size for entry in chunks.values()),
+            bytes_written=total,
+            chunks_written=len(changed),
+            chunks_shared=len(chunks) - len(changed),
+            offsets=offsets,
+            extra=extra,
+        )
+        self._conclude(Manifest(info, state, chunks, segments))
+        return info
+
+    def _sync_raw(self, segments: frozenset[int]) -> dict[int, int]:
+        # Rows that the cut names must be on disk before a manifest names them.
+        if self._raw is None:
+            if segments:
+                raise InvalidInput(f"{self.path}: the cut names raw segments, but none are kept here")
+            return {}
+        self._raw.hold(segments)
+        rows = self._raw.high_water()
+        self._raw.sync()
+        return {segment: rows[segment] for segment in sorted(segments)}
+
+    def _unchanged(self, name: str, version: int) -> ChunkEntry:
+        entry = None if self._base is None else self._base.chunks.get(name)
+        if entry is None or entry.version != version:
+            stored = "none" if entry is None else f"version {entry.version}"
+            raise InvalidInput(f"chunk {name!r} is called unchanged since {version}, stored is {stored}")
+        return entry
+
+    def _next_id(self) -> int:
+        with self._environment.read() as txn:
+            last = next(txn.keys(CHUNKS, reverse=True), bytes(8))  # of a commit that failed, perhaps
+            return 1 + max(0, int.from_bytes(last[:8]), *read_manifests(txn)[0])
+
+    def _conclude(self, manifest: Manifest) -> None:
+        # In one transaction: the new snapshot is there, and those no longer retained are not.
+        stored = encode(manifest)
+        with self._environment.write(room=len(stored)) as txn:
+            older = read_manifests(txn)[0]
+            usable = [older[number] for number in older if number not in self._unusable]
+            kept = [*usable, manifest][-self._keep :]
+            kept_keys = {manifest_key(retained.info.id) for retained in kept}
+            for key in list(txn.keys(MANIFESTS)):
+                if key not in kept_keys:
+                    txn.delete(MANIFESTS, key)
+            txn.put(MANIFESTS, manifest_key(manifest.info.id), stored)
+            remove_unnamed(txn, kept)
+        self._base, self._unusable = manifest, frozenset()
+        self._hold_only(kept)
+
+    def _discard(self) -> None:
+        with self._environment.write(room=0) as txn:
+            manifests = read_manifests(txn)[0].values()
+            remove_unnamed(txn, manifests)
+        self._hold_only(manifests)
+
+    def _hold_only(self, manifests: Iterable[Manifest]) -> None:
+        if self._raw is not None:
+            self._raw.hold_only(frozenset(segment for manifest in manifests for segment in manifest.segments))

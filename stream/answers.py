@@ -1,0 +1,52 @@
+"""From a request to the bytes of its reply: what a search thread does."""
+
+import time
+from collections.abc import Mapping
+from typing import Any, cast
+
+from ..index.online import OnlineIndex
+from .config import Search
+from .documents import Refused, shown
+from .messages import Hit, Reply, SearchRequest, encode_reply, unpack_attributes
+
+__all__ = ["answer"]
+
+
+def answer(
+    index: OnlineIndex | None,
+    request: SearchRequest,
+    settings: Search,
+    applied: Mapping[str, Mapping[int, int]],
+    began: float,
+) -> bytes:
+    """Search and encode. `applied` must have been read before this call; `began` is time.monotonic() at
+    arrival.
+
+    Without an index (no vector seen yet) there are no hits. Raises Refused for a key that is not live.
+    """
+    hits = () if index is None else _hits(index, request, settings)
+    frame = 0 if index is None else index.frame
+    took_us = round(1e6 * (time.monotonic() - began))
+    return encode_reply(Reply(hits, applied, frame, took_us), request.form)
+
+
+def _hits(index: OnlineIndex, request: SearchRequest, settings: Search) -> list[Hit]:
+    query = request.vector
+    if query is None:
+        assert request.key is not None, "a request has a vector or a key"
+        row = index.get([request.key])[0]
+        if row is None:
+            raise Refused("unknown_key", f"no live vector has the id {shown(request.key)}")
+        query = row.vector
+    ef = max(request.ef or settings.ef, request.k)
+    found = index.search(query[None], request.k, ef, rescore=settings.rescore)
+    keys = cast("list[bytes]", found.keys[0])  # the kind that ingestion upserts
+    vectors: list[Any] = [None] * len(keys)
+    if "vector" in request.include:
+        # A key deleted since the search began has no vector any more; its hit goes without one.
+        vectors = [row and row.vector for row in index.get(keys)]
+    attributes: list[dict[str, Any] | None] = [None] * len(keys)
+    if "attributes" in request.include:
+        attributes = [unpack_attributes(packed) for packed in found.attributes[0]]
+    distances = found.distances[0, : len(keys)].tolist()
+    return [Hit(*fields) for fields in zip(keys, distances, attributes, vectors, strict=True)]

@@ -1,0 +1,298 @@
+"""Configuration: read once, at the command line, into one frozen `Settings`.
+
+Three layers, in rising order: a TOML file, `DRIFTLINE_*` environment variables, flags. Every setting has
+one full name (`index.dim`): in the file it is key `dim` of table `[index]`, in the environment
+`DRIFTLINE_INDEX__DIM`. The layers are flattened to full names before they are merged, so that a wrong name
+or value can be reported with the source it came from. (pydantic-settings was tried for this: it drops
+unknown variables and forgets which source a refused value came from.)
+"""
+
+import difflib
+import json
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ..errors import ConfigError
+
+__all__ = ["Settings", "Sourced", "describe", "effective", "load"]
+
+PREFIX = "DRIFTLINE_"
+NOT_SETTINGS = frozenset({"DRIFTLINE_CONFIG"})  # variables with the prefix that are no setting
+DEFAULT_FILE = Path("driftline.toml")
+
+Positive = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+TopicName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Topics(Section):
+    vectors: TopicName = "driftline.vectors"
+    """The collection: key = id, value = vector, null value = delete. Compacted."""
+    search: TopicName = "driftline.search"
+    """Requests are read from here."""
+    replies: TopicName = "driftline.replies"
+    """Replies go here when a request names no reply topic."""
+    dead_letters: TopicName = "driftline.dead-letters"
+    """Records that could not be used, each with its reason."""
+    drift: TopicName = "driftline.drift"
+    """Drift windows, detections and re-encodes, as JSON."""
+    create: bool | None = None
+    """Create missing topics. Unset: yes on the local log, no on Kafka."""
+    partitions: Positive = 1
+    """Partitions of a topic that is created."""
+
+
+class Index(Section):
+    dim: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Dimension of the vectors. Unset: the data directory's, else that of the first vector in the topic."""
+    metric: Literal["l2", "ip", "cosine"] = "l2"
+    """l2 (squared Euclidean), ip (minus the inner product) or cosine (1 - cos)."""
+    m: Annotated[int, Field(ge=2, le=128)] = 16
+    """Links per node of the graph; twice as many on the lowest level."""
+    ef_construction: Annotated[int, Field(ge=4, le=4096)] = 200
+    """Width of the search that places a new vector."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of levels and rotation."""
+    embedding_model: str | None = None
+    """Name of the model that made the vectors. Unset: the first one named by a record. Others are refused."""
+    compress_after: Annotated[int, Field(ge=1)] | None = None
+    """Rows after which vectors are held as codes. Unset: when the statistics suffice."""
+
+
+class Search(Section):
+    ef: Positive = 64
+    """Width of a search that does not say."""
+    ef_max: Positive = 4096
+    """Largest ef a request may ask for."""
+    k_max: Positive = 1000
+    """Largest k a request may ask for."""
+    rescore: bool = True
+    """Order the best candidates again by their raw vectors."""
+    deadline_ms: Positive = 5000
+    """A request not answered this long after its record's timestamp is dropped and counted. A request may
+    say its own."""
+    slow_ms: Annotated[float, Field(gt=0)] = 250.0
+    """A search slower than this is logged as search.slow."""
+    threads: Positive = 2
+    """Searches that run at once."""
+    waiting_max: Positive = 10_000
+    """Requests held at once (running, or waiting for the offsets in `after`); beyond it the topic is read
+    no further."""
+
+
+class Ingest(Section):
+    batch_records: Positive = 512
+    """Records applied in one step."""
+    queue_batches: Positive = 4
+    """Decoded batches that may wait for the index."""
+    outbox_records: Positive = 10_000
+    """Dead letters and drift events that may wait for the broker; beyond it ingestion waits."""
+
+
+class Snapshots(Section):
+    every_records: Positive = 100_000
+    """A snapshot is taken after this many records."""
+    every_seconds: Seconds = 300.0
+    """A snapshot is taken after this many seconds, if a record was applied."""
+    keep: Positive = 2
+    """Snapshots kept."""
+
+
+class Drift(Section):
+    # As DriftSettings of index/drift.py, which says why; repeated so that reading settings loads no index.
+    window_rows: Annotated[int, Field(ge=64, le=10_000_000)] = 1000
+    """Rows of a window that is compared with the reference."""
+    alpha: Annotated[float, Field(ge=1e-12, le=0.5)] = 0.01
+    """Chance that a window of unchanged data differs; an alarm needs two or three running."""
+    reference_windows: Annotated[int, Field(ge=3, le=16)] = 4
+    """Windows that a reference is made of before anything is compared with it."""
+    loss_limit: Annotated[float, Field(ge=1)] = 1.25
+    """Fit loss from which a window differs."""
+    min_gain: Annotated[float, Field(ge=1)] = 1.1
+    """Least expected gain (squared error before / after) for which rows are encoded anew."""
+    forget_rows: Annotated[float, Field(ge=1)] = 10_000.0
+    """Rows after which an older row counts half in the statistics that a frame is fitted to."""
+
+
+class Broker(Section):
+    deadline_s: Seconds = 30.0
+    """How long to try to reach the broker before giving up."""
+    group: Annotated[str, Field(min_length=1)] = "driftline"
+    """Consumer group under which offsets are committed, for lag tools."""
+
+
+class Logging(Section):
+    format: Literal["auto", "json", "console"] = "auto"
+    """auto: readable on a terminal, JSON lines elsewhere."""
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """Events below this level are not written."""
+
+
+class Settings(Section):
+    log: str | None = None
+    """Where the topics are: local:DIRECTORY or kafka:HOST:PORT[,HOST:PORT...]. Unset:
+    local:<data_dir>/log."""
+    data_dir: Path = Path("driftline-data")
+    """Snapshots, raw vectors and the control socket."""
+    topics: Topics = Topics()
+    index: Index = Index()
+    search: Search = Search()
+    ingest: Ingest = Ingest()
+    snapshots: Snapshots = Snapshots()
+    drift: Drift = Drift()
+    broker: Broker = Broker()
+    logging: Logging = Logging()
+
+    @field_validator("log")
+    @classmethod
+    def _log_url(cls, value: str | None) -> str | None:
+        scheme, _, rest = (value or "local:.").partition(":")
+        if scheme not in ("local", "kafka") or not rest:
+            raise ValueError("expected local:DIRECTORY or kafka:HOST:PORT[,HOST:PORT...]")
+        return value
+
+    @model_validator(mode="after")
+    def _distinct_topics(self) -> "Settings":
+        names = [
+            self.topics.vectors,
+            self.topics.search,
+            self.topics.replies,
+            self.topics.dead_letters,
+            self.topics.drift,
+        ]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"topics must differ from each other; {name!r} is named twice")
+        return self
+
+    @property
+    def log_url(self) -> str:
+        return self.log or f"local:{self.data_dir / 'log'}"
+
+    @property
+    def creates_topics(self) -> bool:
+        return self.log_url.startswith("local:") if self.topics.create is None else self.topics.create
+
+
+@dataclass(frozen=True, slots=True)
+class Sourced:
+    """A value as given, and where: `driftline.toml`, `environment variable X`, `flag --x`."""
+
+    value: object
+    source: str
+
+
+def load(
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, Sourced] | None = None,
+) -> Settings:
+    """Settings from a file, the environment (default: this process's) and flags (full name -> value), in
+    rising order.
+
+    The file is `file`, else what DRIFTLINE_CONFIG names, else ./driftline.toml if it exists. Raises
+    ConfigError.
+    """
+    environment = os.environ if environment is None else environment
+    if file is None and environment.get("DRIFTLINE_CONFIG"):
+        file = Path(environment["DRIFTLINE_CONFIG"])
+    if file is None and DEFAULT_FILE.exists():
+        file = DEFAULT_FILE
+    given: dict[str, Sourced] = {}
+    if file is not None:
+        given |= _from_file(file)
+    given |= _from_environment(environment)
+    given |= flags or {}
+    allowed = describe()
+    for name, sourced in given.items():
+        if name not in allowed:
+            raise ConfigError(f"{name} ({sourced.source}): no such setting; {_nearest(name, list(allowed))}")
+    nested: dict[str, Any] = {}
+    for name, sourced in given.items():
+        *section, key = name.split(".")
+        into = nested.setdefault(section[0], {}) if section else nested
+        into[key] = sourced.value
+    try:
+        return Settings.model_validate(nested)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(given, dict(problem)) for problem in error.errors())) from error
+
+
+def describe() -> dict[str, str]:
+    """Full name of every setting -> what it means."""
+    names: dict[str, str] = {}
+    for key, info in Settings.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
+            for inner, about in info.annotation.model_fields.items():
+                names[f"{key}.{inner}"] = " ".join((about.description or "").split())
+        else:
+            names[key] = " ".join((info.description or "").split())
+    return names
+
+
+def effective(settings: Settings) -> dict[str, object]:
+    """Full name of every setting -> its value as JSON can hold it."""
+    return dict(_flatten(cast("dict[str, object]", settings.model_dump(mode="json"))))
+
+
+def _flatten(table: Mapping[str, object], before: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(cast("Mapping[str, object]", value), f"{before}{key}.")
+        else:
+            yield before + key, value
+
+
+def _from_file(file: Path) -> dict[str, Sourced]:
+    try:
+        table: dict[str, object] = tomllib.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration file {file}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not TOML: {error}") from error
+    sections = {name.split(".")[0] for name in describe() if "." in name}
+    for section in sections & table.keys():
+        if not isinstance(table[section], Mapping):
+            raise ConfigError(f"{section} ({file}): expected a table, [{section}]")
+    return {name: Sourced(value, str(file)) for name, value in _flatten(table)}
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Sourced]:
+    allowed = {PREFIX + name.replace(".", "__").upper(): name for name in describe()}
+    found: dict[str, Sourced] = {}
+    for variable, value in environment.items():
+        if not variable.startswith(PREFIX) or variable in NOT_SETTINGS:
+            continue
+        if variable not in allowed:
+            raise ConfigError(
+                f"environment variable {variable}: no such setting; {_nearest(variable, list(allowed))}"
+            )
+        found[allowed[variable]] = Sourced(value, f"environment variable {variable}")
+    return found
+
+
+def _nearest(name: str, allowed: list[str]) -> str:
+    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.0)
+    return f"the nearest is {near[0]} (`driftline config` lists all)"
+
+
+def _explain(given: Mapping[str, Sourced], problem: Mapping[str, Any]) -> str:
+    name = ".".join(str(part) for part in problem["loc"])
+    while name and name not in given:  # a union member's own name may be appended to the location
+        name = name.rpartition(".")[0]
+    reason = str(problem["msg"]).removeprefix("Value error, ")
+    if not name:
+        return reason
+    value = given[name].value
+    shown = value if isinstance(value, str) else json.dumps(value, default=str)
+    return f"{name} = {shown} ({given[name].source}): {reason[0].lower() + reason[1:]}. {describe()[name]}"

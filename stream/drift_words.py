@@ -1,0 +1,70 @@
+"""Drift events as sentences."""
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["sentence"]
+
+
+def sentence(event: Mapping[str, Any]) -> str:
+    """One drift event, as it stands on the drift topic, for people."""
+    match event["event"]:
+        case "drift.window":
+            compared = "a reference is being learned"
+            if event["reference_rows"]:
+                compared = (
+                    f"{event['drifted_share']:.0%} of dimensions differ from the reference, "
+                    f"mean shift {event['mean_shift_sigmas']:.2f} sigma"
+                )
+            return f"rows up to {event['rows_seen']:,}: fit loss {event['fit_loss']:.3f}; {compared}"
+        case "drift.detected":
+            worst = [f"{w['dimension']} ({w['shift_sigmas']:+.1f} sigma)" for w in event["worst"][:3]]
+            return (
+                f"the data changed after row {event['since_rows_seen']:,}, "
+                f"noticed at row {event['rows_seen']:,}: "
+                f"{event['drifted_share']:.0%} of dimensions, most of all {', '.join(worst)}"
+            )
+        case "frame.opened":
+            return (
+                f"new vectors are coded in frame {event['frame']} from now on: {event['reason']}; "
+                f"fitted to {event['fitted_rows']:,} rows"
+                + _if(event["expected_gain"], "; that makes their error {} smaller")
+            )
+        case "frame.retired":
+            return f"frame {event['frame']} codes no vector any more"
+        case "reencode.started":
+            return f"{_slabs(event)} to move to another frame: {event['reason']}" + _if(
+                event["expected_gain"], "; their error should become {} smaller"
+            )
+        case "reencode.progress":
+            return f"{event['slabs_done']} of {event['slabs']} slabs moved"
+        case "reencode.finished":
+            return (
+                f"{_slabs(event)} moved in {event['seconds']:.2f} s"
+                + _if(event["measured_gain"], "; their error became {} smaller")
+                + _if(event["predicted_gain"], " ({} was predicted)")
+            )
+        case "reencode.declined":
+            what = f"not moved: {_slabs(event)}" if event["slabs"] else "no new frame"
+            best = _if(
+                event["expected_gain"], f"; the best gain was {{}}, {_ratio(event['threshold'])} is wanted"
+            )
+            return f"{what}; {event['reason']}{best}"
+        case other:
+            fields = {
+                name: value for name, value in event.items() if name not in ("event", "time_ms", "topic")
+            }
+            return f"{other}: " + ", ".join(f"{name} {value}" for name, value in fields.items())
+
+
+def _if(gain: float | None, text: str) -> str:
+    """`text` with the gain in it, where there is one: rows that were floats have none."""
+    return "" if gain is None else text.format(_ratio(gain))
+
+
+def _slabs(event: Mapping[str, Any]) -> str:
+    return f"{event['slabs']} slab{'s' if event['slabs'] != 1 else ''} ({event['rows']:,} rows)"
+
+
+def _ratio(gain: float) -> str:
+    return f"{gain:.2f}x"

@@ -1,0 +1,201 @@
+"""Ingestion: records of the vectors topic, in order, into the shard.
+
+Two stages with a bounded queue between them: one reads and decodes the next batch while the other applies
+the one before. A batch's dead letters are queued before it is applied, so that a snapshot cut after it
+(snapshotting.py) finds every letter of the records it covers already on its way.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ..errors import LogError
+from .applied import Applied
+from .config import Settings
+from .dimension import first_dimension, rejections
+from .drift_events import DriftEvents
+from .events import Logger
+from .log import Log, Reader, Record, Topic
+from .messages import Rejection, VectorBatch, decode_vectors
+from .outbox import Outbox, fitting_letter
+from .shard import Shard
+from .status import Counters
+
+__all__ = ["Ingest", "starting_offsets"]
+
+FETCH_S = 0.5  # how long a fetch waits for a record before it looks whether positions moved without one
+REPORT_S = 1.0  # ingest.batch sums up what was applied in this time
+NAMED_REJECTIONS = 10  # per batch: more are counted, not logged one by one
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Records on their way from the decoder to the shard."""
+
+    records: int
+    batch: VectorBatch | None  # None: no record of the topic has shown the dimension yet
+    rejected: Sequence[Rejection]
+    positions: Mapping[int, int]  # next offsets once it is applied
+
+
+@dataclass(slots=True)
+class Report:
+    """What was applied since the last ingest.batch event."""
+
+    since: float = field(default_factory=time.monotonic)
+    records: int = 0
+    upserted: int = 0
+    deleted: int = 0
+    rejected: Counter[str] = field(default_factory=Counter[str])
+    apply_s: float = 0.0
+
+
+class Ingest:
+    """Reads, decodes, applies. `ready` is set once everything is applied that was in the topic at start."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        log: Log,
+        shard: Shard,
+        applied: Applied,
+        outbox: Outbox,
+        drift: DriftEvents,
+        letters: Topic,
+        counters: Counters,
+        logger: Logger,
+    ) -> None:
+        self.ready = asyncio.Event()
+        self._settings = settings
+        self._log = log
+        self._shard = shard
+        self._applied = applied
+        self._outbox = outbox
+        self._drift = drift
+        self._letters = letters
+        self._counters = counters
+        self._logger = logger
+        self._topic = settings.topics.vectors
+        self._queue: asyncio.Queue[Step] = asyncio.Queue(settings.ingest.queue_batches)
+        self._report = Report()
+
+    async def run(self) -> None:
+        """Catch up, then follow, until cancelled. Raises LogError when the log cannot be followed."""
+        offsets = self._applied.offsets
+        ends = await self._log.end_offsets(self._topic)
+        ends = {partition: ends[partition] for partition in offsets}
+        began = time.monotonic()
+        backlog = sum(max(0, end - offsets[partition]) for partition, end in ends.items())
+        self._logger.info("ingest.catching_up", offsets=offsets, backlog=backlog)
+        starts = {(self._topic, partition): offset for partition, offset in self._applied.offsets.items()}
+        reader = await self._log.reader(starts)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._decode(reader))
+                group.create_task(self._apply())
+                await self._applied.reach(ends)
+                self.ready.set()
+                took = round(time.monotonic() - began, 3)
+                live, offsets = self._shard.live, self._applied.offsets
+                self._logger.info("service.ready", live=live, offsets=offsets, catch_up_s=took)
+        finally:
+            await reader.close()
+
+    async def _decode(self, reader: Reader) -> None:
+        before = self._applied.offsets
+        while True:
+            records = await reader.fetch(self._settings.ingest.batch_records, FETCH_S)
+            positions = {partition: reader.position(self._topic, partition) for partition in before}
+            if positions == before:
+                continue
+            batch, rejected = await self._shard.beside(self._decode_batch, records)
+            await self._queue.put(Step(len(records), batch, rejected, positions))
+            before = positions
+
+    def _decode_batch(self, records: Sequence[Record]) -> tuple[VectorBatch | None, Sequence[Rejection]]:
+        metric, model = self._settings.index.metric, self._shard.model
+        dim = self._shard.dim or first_dimension(records, metric=metric, model=model)
+        if dim is None:
+            return None, rejections(records, metric=metric, model=model)
+        batch = decode_vectors(records, dim=dim, metric=metric, model=model)
+        self._shard.learn(dim, batch.model)
+        return batch, batch.rejected
+
+    async def _apply(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(REPORT_S):
+                    step = await self._queue.get()
+            except TimeoutError:
+                self._send_report()
+                continue
+            await self._reject(step.rejected)
+            began = time.monotonic()
+            changes = await self._shard.apply(step.batch, step.positions, step.records)
+            took = time.monotonic() - began
+            self._applied.advance(step.positions)
+            for tally in (self._counters, self._report):
+                tally.records += step.records
+                tally.upserted += changes.upserted
+                tally.deleted += changes.deleted
+            self._report.apply_s += took
+            if time.monotonic() - self._report.since >= REPORT_S:
+                self._send_report()
+            await self._drift.emit(changes.events)
+
+    async def _reject(self, rejected: Sequence[Rejection]) -> None:
+        instance = self._settings.broker.group
+        await self._outbox.put([fitting_letter(rejection, self._letters, instance) for rejection in rejected])
+        for rejection in rejected[:NAMED_REJECTIONS]:
+            self._logger.warning("record.rejected", code=rejection.code, reason=rejection.sentence)
+        codes = Counter(rejection.code for rejection in rejected)
+        if len(rejected) > NAMED_REJECTIONS:
+            self._logger.warning(
+                "record.rejected", records=len(rejected), named=NAMED_REJECTIONS, codes=dict(codes)
+            )
+        self._counters.rejected.update(codes)
+        self._report.rejected.update(codes)
+
+    def _send_report(self) -> None:
+        report, self._report = self._report, Report()
+        if not report.records:
+            return
+        self._logger.info(
+            "ingest.batch",
+            records=report.records,
+            upserted=report.upserted,
+            deleted=report.deleted,
+            rejected=dict(report.rejected),
+            apply_ms=round(1000 * report.apply_s, 1),
+            live=self._shard.live,
+            offsets=self._applied.offsets,
+        )
+
+
+async def starting_offsets(log: Log, topic: str, snapshot: Mapping[int, int]) -> dict[int, int]:
+    """Next offset to apply per partition: the snapshot's, else the first there is.
+
+    Raises LogError where the log no longer holds, or never held, what follows the snapshot.
+    """
+    begins, ends = await log.begin_offsets(topic), await log.end_offsets(topic)
+    for partition, offset in snapshot.items():
+        where = f"partition {partition} of {topic}"
+        rebuild = "start with an empty data directory to rebuild the index from the topic"
+        if partition not in begins:
+            raise LogError(
+                f"{where} does not exist any more, and the snapshot was taken at its offset {offset}: "
+                f"the topic was re-created; {rebuild}"
+            )
+        if offset > ends[partition]:
+            raise LogError(
+                f"{where} ends at offset {ends[partition]}, before the snapshot's {offset}: "
+                f"the topic was re-created, or records were lost; {rebuild}"
+            )
+        if offset < begins[partition]:
+            raise LogError(
+                f"{where} begins at offset {begins[partition]}, after the snapshot's {offset}: the records "
+                f"in between are gone, and with them what they changed; {rebuild}"
+            )
+    return {partition: snapshot.get(partition, begin) for partition, begin in begins.items()}

@@ -1,0 +1,239 @@
+"""A shard: one collection's index, the offsets it has applied, and the store that both are saved to.
+
+Writes go through one thread, in order, so that a cut taken there falls between two batches and belongs to
+exactly the offsets that stand beside it. Searches call the index directly, from threads of their own.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
+
+from ..errors import SnapshotError
+from ..index.cut import Cut
+from ..index.drift import DriftSettings
+from ..index.events import Event
+from ..index.online import OnlineIndex
+from ..snapshots.manifest import Json
+from ..snapshots.store import SnapshotInfo, SnapshotStore
+from .config import Settings
+from .events import Logger
+from .messages import VectorBatch
+from .status import SnapshotStatus
+
+__all__ = ["Changes", "PendingSnapshot", "Shard"]
+
+Result = TypeVar("Result")
+
+OTHER_THREADS = 4  # decoding, upkeep, a snapshot, a status
+SHAPE = ("m", "ef_construction", "seed", "compress_after")  # settings that an index keeps
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What applying a batch did."""
+
+    upserted: int  # rows that are new or different
+    deleted: int  # keys that were live
+    events: tuple[Event, ...]  # of the index: drift, re-encodes
+
+
+@dataclass(frozen=True, slots=True)
+class PendingSnapshot:
+    """A cut, the offsets it has applied, and how many records those were since the service started."""
+
+    cut: Cut
+    offsets: dict[int, int]
+    records: int
+
+
+class Shard:
+    """The index of one topic. `index` is None until the dimension is known."""
+
+    def __init__(self, settings: Settings, store: SnapshotStore) -> None:
+        self._settings = settings
+        self._store = store
+        self._drift = DriftSettings(**settings.drift.model_dump())
+        # Every thread that may be inside the index is one of ours, so that `close` can wait for it.
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
+        self._searchers = ThreadPoolExecutor(settings.search.threads, thread_name_prefix="search")
+        self._others = ThreadPoolExecutor(OTHER_THREADS, thread_name_prefix="shard")
+        self._offsets: dict[int, int] = {}  # this and the next belong to the writer thread
+        self._records = 0
+        self._info: SnapshotInfo | None = None
+        self._records_saved = 0
+        self._shape: dict[str, Any] = {
+            name: getattr(settings.index, name) for name in SHAPE
+        }  # what the index was made with
+        self.index: OnlineIndex | None = None
+        self.dim: int | None = None
+        self.model: str | None = settings.index.embedding_model
+
+    @classmethod
+    def open(cls, settings: Settings, logger: Logger) -> Self:
+        """Lock the data directory and load its newest snapshot; blocks. Raises SnapshotError."""
+        index = settings.index
+        store = SnapshotStore.open(
+            settings.data_dir, dim=index.dim, metric=index.metric, keep=settings.snapshots.keep
+        )
+        shard = cls(settings, store)
+        try:
+            began = time.monotonic()
+            snapshot = store.newest()
+            if snapshot is not None:
+                for skipped in snapshot.skipped:
+                    logger.error("snapshot.damaged", reason=skipped, using=snapshot.info.id)
+                shard._restore(snapshot.info, snapshot.cut, logger)
+                shard._tell_loaded(snapshot.info, time.monotonic() - began, logger)
+            elif index.dim is not None:
+                shard._begin(index.dim)
+        except BaseException:
+            shard.close()
+            raise
+        return shard
+
+    @property
+    def offsets(self) -> dict[int, int]:
+        """Next offsets of the snapshot that was loaded, then as batches are applied."""
+        return dict(self._offsets)
+
+    @property
+    def live(self) -> int:
+        return 0 if self.index is None else len(self.index)
+
+    @property
+    def snapshot(self) -> SnapshotStatus | None:
+        """The newest snapshot."""
+        info = self._info
+        if info is None:
+            return None
+        return SnapshotStatus(info.id, round(time.time() - info.created / 1000, 3), info.live)
+
+    @property
+    def records_since_snapshot(self) -> int:
+        """Records applied that the newest snapshot does not hold: what a crash would replay."""
+        return self._records - self._records_saved
+
+    def learn(self, dim: int, model: str | None) -> None:
+        """Take the dimension and the embedding model from what the topic holds; blocks."""
+        self.model = self.model or model
+        if self.index is None:
+            self._begin(dim)
+
+    async def apply(self, batch: VectorBatch | None, positions: Mapping[int, int], records: int) -> Changes:
+        """Apply a decoded batch that ends at the next offsets `positions`."""
+        return await self._run(self._writer, self._apply, batch, positions, records)
+
+    async def search(self, work: Callable[..., Result], *arguments: object) -> Result:
+        """Run `work`, which searches, in one of search.threads threads."""
+        return await self._run(self._searchers, work, *arguments)
+
+    async def beside(self, work: Callable[..., Result], *arguments: object) -> Result:
+        """Run `work`, which blocks, in a thread that neither writes nor searches."""
+        return await self._run(self._others, work, *arguments)
+
+    async def maintain(self, budget_s: float) -> tuple[bool, tuple[Event, ...]]:
+        """One bounded step of repair and re-encoding: whether more waits, and what happened."""
+        index = self.index
+        if index is None:
+            return False, ()
+        more = await self.beside(index.maintain, budget_s)
+        return more, tuple(index.take_events())
+
+    async def cut(self) -> PendingSnapshot | None:
+        """A consistent cut between two batches; None while there is no index."""
+        return await self._run(self._writer, self._cut)
+
+    async def commit(self, pending: PendingSnapshot) -> SnapshotInfo:
+        """Write a cut to disk, beside everything else. Raises SnapshotError."""
+        offsets = {self._settings.topics.vectors: pending.offsets}
+        extra: dict[str, Json] = {"embedding_model": self.model, **self._shape}
+        info = await self.beside(self._store.commit, pending.cut, offsets, extra)
+        self._info = info
+        self._records_saved = pending.records
+        return info
+
+    def close(self) -> None:
+        """Wait for every thread that is inside the index, then close the store; blocks."""
+        for threads in (self._searchers, self._others, self._writer):
+            threads.shutdown(wait=True, cancel_futures=True)
+        self._store.close()
+
+    @staticmethod
+    async def _run(threads: ThreadPoolExecutor, work: Callable[..., Result], *arguments: object) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(threads, work, *arguments)
+
+    def _begin(self, dim: int) -> None:
+        index = self._settings.index
+        self.index = OnlineIndex(
+            dim,
+            index.metric,
+            index.m,
+            index.ef_construction,
+            index.seed,
+            raw=self._store.open_raw(dim),
+            compress_after=index.compress_after,
+            drift=self._drift,
+        )
+        self.dim = dim
+
+    def _restore(self, info: SnapshotInfo, cut: Cut, logger: Logger) -> None:
+        topic, place = self._settings.topics.vectors, self._settings.data_dir
+        if topic not in info.offsets:
+            raise SnapshotError(
+                f"{place} holds the collection of topic {', '.join(info.offsets)}, and topics.vectors is "
+                f"{topic}: each collection needs a data directory of its own"
+            )
+        held = info.extra.get("embedding_model")
+        if isinstance(held, str) and self.model not in (None, held):
+            raise SnapshotError(
+                f"{place} holds vectors of embedding model {held}, index.embedding_model is {self.model}: "
+                "vectors of two models cannot be compared; use another topic and another data directory"
+            )
+        for name, configured in self._shape.items():
+            if info.extra.get(name) != configured:
+                self._shape[name] = info.extra.get(name)
+                logger.warning(
+                    "settings.ignored",
+                    setting=f"index.{name}",
+                    configured=configured,
+                    held=info.extra.get(name),
+                    reason="an index keeps what it was made with; a new data directory takes the new value",
+                )
+        self.index = OnlineIndex.restore(cut, self._store.open_raw(), self._drift)
+        self.dim = info.dim
+        self.model = held if isinstance(held, str) else self.model
+        self._offsets = dict(info.offsets[topic])
+        self._info = info
+
+    def _tell_loaded(self, info: SnapshotInfo, seconds: float, logger: Logger) -> None:
+        logger.info(
+            "snapshot.loaded",
+            id=info.id,
+            live=info.live,
+            dim=info.dim,
+            metric=info.metric,
+            offsets=self.offsets,
+            age_s=round(time.time() - info.created / 1000, 1),
+            took_s=round(seconds, 3),
+        )
+
+    def _apply(self, batch: VectorBatch | None, positions: Mapping[int, int], records: int) -> Changes:
+        upserted = deleted = 0
+        events: tuple[Event, ...] = ()
+        if batch is not None and self.index is not None:
+            if batch.keys:
+                upserted = self.index.upsert(batch.keys, batch.vectors, batch.attributes)
+            if batch.deleted:
+                deleted = self.index.delete(batch.deleted)
+            events = tuple(self.index.take_events())
+        self._offsets.update(positions)
+        self._records += records
+        return Changes(upserted, deleted, events)
+
+    def _cut(self) -> PendingSnapshot | None:
+        if self.index is None:
+            return None
+        return PendingSnapshot(self.index.cut(self._store.known()), dict(self._offsets), self._records)

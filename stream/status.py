@@ -1,0 +1,73 @@
+"""What a running service says about itself: counters it keeps, and the status they become."""
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+
+from ..index.hits import FrameRows, Stats
+
+__all__ = ["Counters", "SnapshotStatus", "Status", "memory_of"]
+
+
+@dataclass(slots=True)
+class Counters:
+    """What happened since the service started. Only the event loop writes them."""
+
+    records: int = 0  # of the vectors topic, applied or rejected
+    upserted: int = 0  # rows changed; a record identical to what is held changes nothing
+    deleted: int = 0  # keys that were live
+    rejected: Counter[str] = field(default_factory=Counter[str])  # records and requests, by reason code
+    searches: int = 0  # requests answered with hits
+    failed: Counter[str] = field(default_factory=Counter[str])  # requests answered with an error, by code
+    expired: int = 0  # requests whose deadline passed; not answered
+    unroutable: int = 0  # replies whose topic does not exist; dead-lettered
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotStatus:
+    """The newest snapshot."""
+
+    id: int
+    age_s: float
+    live: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """One moment of a service."""
+
+    version: str
+    pid: int
+    uptime_s: float
+    ready: bool  # everything that was in the topic at start is applied
+    log: str
+    topic: str
+    dim: int | None  # None until the first vector, where no dimension is configured
+    metric: str
+    embedding_model: str | None
+    live: int
+    applied: dict[int, int]  # partition -> next offset
+    lag: dict[int, int] | None  # records not applied yet, by partition; None: the log does not answer
+    frames: tuple[FrameRows, ...]
+    reencoding: bool  # rows wait to move to another frame
+    fit_loss: float | None  # squared error of the codes / the least possible; None while rows are floats
+    snapshot: SnapshotStatus | None
+    records_since_snapshot: int
+    waiting_requests: int
+    records: int
+    upserted: int
+    deleted: int
+    rejected: dict[str, int]
+    dead_letters_pending: int
+    searches: int
+    failed: dict[str, int]
+    expired: int
+    unroutable: int
+    memory: dict[str, int]  # bytes by part; `resident` is the process's
+
+
+def memory_of(stats: Stats | None) -> dict[str, int]:
+    """Bytes in RAM: of the process, and by part of the index."""
+    with open("/proc/self/statm") as file:
+        resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return {"resident": resident, **({} if stats is None else stats.bytes)}

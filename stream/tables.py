@@ -1,0 +1,165 @@
+"""Results as text for people: what the command line prints without --json."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .drift_words import sentence
+
+__all__ = ["show"]
+
+Result = Mapping[str, Any]
+
+
+def show(kind: str, result: Result) -> None:
+    """Print a result on standard output."""
+    console = Console(soft_wrap=True, markup=False, highlight=False)
+    SHOWN[kind](console, result)
+
+
+def pairs(console: Console, rows: Mapping[str, object]) -> None:
+    """Names and values, two columns."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, Text("" if value is None else str(value)))
+    console.print(table)
+
+
+def megabytes(size: float) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+def offsets_text(offsets: Mapping[Any, int] | None) -> str:
+    """Partition -> offset, short."""
+    return "unknown" if offsets is None else ", ".join(f"{p}: {offset:,}" for p, offset in offsets.items())
+
+
+def _feed(console: Console, result: Result) -> None:
+    console.print(
+        f"fed {result['fed']:,} vectors to {result['topic']} in {result['seconds']:.1f} s "
+        f"({result['per_second']:,.0f}/s); offsets after them: "
+        + "; ".join(offsets_text(partitions) for partitions in result["after"].values()),
+    )
+
+
+def _search(console: Console, result: Result) -> None:
+    for reply in result["replies"]:
+        table = Table(title=Text(str(reply["query"])), title_justify="left", box=None, pad_edge=False)
+        table.add_column("#", justify="right")
+        table.add_column("id", style="cyan")
+        table.add_column("distance", justify="right")
+        table.add_column("attributes", overflow="fold")
+        for rank, hit in enumerate(reply["hits"], 1):
+            beside: Result = hit.get("attributes") or {}
+            attributes = ", ".join(f"{name}: {value}" for name, value in beside.items())
+            table.add_row(str(rank), Text(hit["id"]), f"{hit['distance']:.6g}", Text(attributes))
+        console.print(table)
+    took = result["round_trip_ms"]
+    if took:
+        count = len(result["replies"])
+        console.print(
+            f"{count} answered; round trip median {took['median']} ms, longest {took['max']} ms",
+        )
+
+
+def _status(console: Console, result: Result) -> None:
+    snapshot = result["snapshot"]
+    taken = "none yet"
+    if snapshot is not None:
+        taken = f"{snapshot['id']}, {snapshot['live']:,} vectors, {snapshot['age_s']:.0f} s old"
+    rejected = ", ".join(f"{code}: {count:,}" for code, count in result["rejected"].items())
+    failed = ", ".join(f"{code}: {count:,}" for code, count in result["failed"].items())
+    frames = ", ".join(f"{f['frame']} ({f['kind']}): {f['rows']:,} rows" for f in result["frames"])
+    loss = result["fit_loss"]
+    pairs(
+        console,
+        {
+            "service": f"driftline {result['version']}, process {result['pid']}, "
+            f"up {result['uptime_s']:.0f} s",
+            "ready": "yes" if result["ready"] else "no, catching up",
+            "log": result["log"],
+            "topic": result["topic"],
+            "collection": f"{result['live']:,} vectors, dim {result['dim'] or 'not known yet'}, "
+            f"{result['metric']}, model {result['embedding_model'] or 'not named'}",
+            "applied offsets": offsets_text(result["applied"]),
+            "lag": offsets_text(result["lag"]),
+            "frames": frames or "none",
+            "fit loss": "rows are floats" if loss is None else f"{loss:.3f}",
+            "snapshot": f"{taken}; {result['records_since_snapshot']:,} records since",
+            "records": f"{result['records']:,} ({result['upserted']:,} rows changed, "
+            f"{result['deleted']:,} deleted)",
+            "rejected": rejected or "none",
+            "searches": f"{result['searches']:,} answered, {result['expired']:,} expired, "
+            f"{result['unroutable']:,} with no way back, {result['waiting_requests']:,} waiting",
+            "errors replied": failed or "none",
+            "memory": ", ".join(f"{part} {megabytes(size)}" for part, size in result["memory"].items()),
+        },
+    )
+
+
+def _snapshots(console: Console, result: Result) -> None:
+    if not result["snapshots"]:
+        console.print(f"no snapshot in {result['data_dir']} yet")
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("id", "created", "vectors", "size", "written", "took", "next offsets"):
+        table.add_column(name, justify="left" if name in ("created", "next offsets") else "right")
+    for info in result["snapshots"]:
+        offsets = "; ".join(offsets_text(partitions) for partitions in info["offsets"].values())
+        sizes = (megabytes(info["bytes"]), megabytes(info["bytes_written"]), f"{info['seconds']:.2f} s")
+        table.add_row(str(info["id"]), info["created"], f"{info['live']:,}", *sizes, offsets)
+    console.print(table)
+
+
+def _verify(console: Console, result: Result) -> None:
+    for problem in result["problems"]:
+        console.print(Text(problem, style="red"))
+    verdict = "is damaged" if result["problems"] else "is whole"
+    console.print(
+        f"snapshot {result['id']} ({megabytes(result['bytes'])}) {verdict}; read in {result['seconds']} s",
+    )
+
+
+def _taken(console: Console, result: Result) -> None:
+    snapshot = result["snapshot"]
+    if snapshot is None:
+        console.print("nothing to keep yet: the collection has seen no vector")
+    else:
+        console.print(f"snapshot {snapshot['id']}: {snapshot['live']:,} vectors")
+
+
+def _drift(console: Console, result: Result) -> None:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("time", no_wrap=True)
+    table.add_column("event", style="cyan", no_wrap=True)
+    table.add_column("what", overflow="fold")
+    for event in result["events"]:
+        at = time.strftime("%H:%M:%S", time.localtime(event["time_ms"] / 1000))
+        table.add_row(at, event["event"], Text(sentence(event)))
+    console.print(table if result["events"] else "no drift event yet")
+    now = result["now"]
+    if now is None:
+        console.print("the service is not running here; frames and fit loss are its to tell")
+        return
+    loss = "rows are floats" if now["fit_loss"] is None else f"{now['fit_loss']:.3f}"
+    frames = ", ".join(f"{f['frame']} ({f['kind']}): {f['rows']:,} rows" for f in now["frames"])
+    pairs(console, {"vectors": f"{now['live']:,}", "fit loss": loss, "frames": frames})
+
+
+SHOWN: dict[str, Callable[[Console, Result], None]] = {
+    "config": pairs,
+    "drift": _drift,
+    "feed": _feed,
+    "search": _search,
+    "snapshot": pairs,
+    "snapshots": _snapshots,
+    "status": _status,
+    "taken": _taken,
+    "verify": _verify,
+}

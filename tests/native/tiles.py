@@ -1,0 +1,59 @@
+"""Frame parameters for tests of the core, which knows nothing of distributions."""
+
+import math
+from itertools import pairwise
+from statistics import NormalDist
+
+import numpy as np
+from driftline import native
+from driftline.native import Core, Tile
+
+ROTATION_SEED = 77
+SPREAD = math.sqrt(3)
+
+
+def tile_of(x: np.ndarray, *, rotated: bool = True) -> Tile:
+    """A tile frame fitted to float32 [n, dim]."""
+    y = native.rotate(x, ROTATION_SEED) if rotated else x
+    scale = np.maximum(y.std(axis=0), 1e-6).astype(np.float32)
+    edges = np.float32([SPREAD * NormalDist().inv_cdf(k / 256) for k in range(1, 256)])
+    return Tile(y.mean(axis=0), scale, edges, _table(256), _table(16), rotated)
+
+
+def _table(size: int) -> np.ndarray:
+    normal = NormalDist()
+    edges = [-math.inf, *(SPREAD * normal.inv_cdf(k / size) for k in range(1, size)), math.inf]
+
+    def density(z: float) -> float:
+        return 0 if math.isinf(z) else normal.pdf(z)
+
+    mass = [normal.cdf(b) - normal.cdf(a) for a, b in pairwise(edges)]
+    first = [density(a) - density(b) for a, b in pairwise(edges)]
+    return np.float32([m / p for m, p in zip(first, mass, strict=True)])
+
+
+def core_of(
+    x: np.ndarray, metric: str = "l2", *, m: int = 16, ef_construction: int = 100, tile: Tile | None
+) -> Core:
+    """A core whose raw rows are x; frame 0 holds floats, frame 1 the tile, which is written in."""
+    core = Core(x.shape[1], metric, m, ef_construction, 0, ROTATION_SEED)
+    core.attach(0, x.ctypes.data, len(x))
+    core.open_frame(0, None)
+    if tile is not None:
+        core.open_frame(1, tile)
+        core.write_frame(1)
+    return core
+
+
+def keys_of(numbers: np.ndarray | range) -> list[bytes]:
+    return [b"key-%d" % number for number in numbers]
+
+
+def distances(metric: str, x: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """float64 [nq, n], as the core defines them."""
+    x, q = x.astype(np.float64), q.astype(np.float64)
+    if metric == "l2":
+        return ((q[:, None] - x[None]) ** 2).sum(axis=2)
+    if metric == "ip":
+        return -(q @ x.T)
+    return 1 - (q / np.linalg.norm(q, axis=1)[:, None]) @ (x / np.linalg.norm(x, axis=1)[:, None]).T
