@@ -97,19 +97,23 @@ def decoded_in(parameters: TileParameters, x: np.ndarray) -> np.ndarray:
     return parameters.decode(parameters.encode(x), bits=4)
 
 
-def stream(index: OnlineIndex, base: np.ndarray, queries: np.ndarray, first: int) -> dict[str, Any]:
-    """Write the stream; what happened. `first`: the row from which the world is new."""
+def stream(
+    index: OnlineIndex, base: np.ndarray, queries: np.ndarray, first: int
+) -> tuple[TileParameters | None, dict[str, Any]]:
+    """Write the stream; the code of before row `first`, where the world becomes new, and what happened."""
     keeper, asker = Keeper(index), Asker(index, queries)
     index.upsert(np.arange(BATCH), base[:BATCH])
     keeper.start()
     asker.start()
     began = time.perf_counter()
     frame_before: int | None = None
+    parameters_before: TileParameters | None = None  # kept: the frame may be gone at the end
     with Progress(transient=True) as progress:
         task = progress.add_task("writing", total=len(base))
         for start in range(BATCH, len(base), BATCH):
             if start >= first and frame_before is None:
                 frame_before = index.stats().frames[-1].frame
+                parameters_before = index.parameters(frame_before)
             index.upsert(np.arange(start, min(start + BATCH, len(base))), base[start : start + BATCH])
             progress.update(task, completed=start)
         seconds = time.perf_counter() - began
@@ -121,7 +125,7 @@ def stream(index: OnlineIndex, base: np.ndarray, queries: np.ndarray, first: int
     for thread in (keeper, asker):
         thread.stop.set()
         thread.join()
-    return {
+    return parameters_before, {
         "rows": len(base),
         "rows_per_s": round(len(base) / seconds),
         "frame_before": frame_before,
@@ -152,13 +156,12 @@ def main(
         q = q * factor + sigmas * x.std(axis=0)
         x = shifted(x, first, factor, sigmas)
     index = OnlineIndex(x.shape[1])
-    result = stream(index, x, q, first)
+    old, result = stream(index, x, q, first)
+    if old is None:
+        raise typer.BadParameter("the rows before the change were still held as floats when it came")
     index.check()
     events = index.take_events()
     windows = [event for event in events if isinstance(event, DriftWindow)]
-    old = index.parameters(result["frame_before"]) or next(
-        parameters for number in range(1, 256) if (parameters := index.parameters(number))
-    )
     rows = index.get(np.arange(first, len(x)))
     frames = np.array([row.frame for row in rows if row is not None])
     new_world, flat = x[first:], np.empty_like(x[first:])

@@ -1,8 +1,8 @@
 """Following the data: when floats become codes, when a new frame opens, when slabs are encoded anew.
 
 Writers only report what they wrote; every decision is taken and carried out by `step`, in the thread that
-does the upkeep: frames change in one place. Four are alive at most: when a fifth is wanted, the one
-whose rows lose least is emptied first.
+does the upkeep: frames change in one place. Four are alive at most: when a fifth is wanted, the one whose
+rows lose least by it goes.
 """
 
 import threading
@@ -52,6 +52,8 @@ class Follower:
         self._look_at = compress_after or FEWEST_ROWS  # rows at which compressing is considered next
         self._lock = threading.Lock()  # the monitor's: writers update it, upkeep fits from it
         self._drifted = False
+        self._coming: TileParameters | None = None  # opens as soon as a lane is free
+        self._gain = 1.0  # expected of it
         self.fit_loss: float | None = None
 
     def observe(self, x: Vectors) -> None:
@@ -67,7 +69,7 @@ class Follower:
     @property
     def waiting(self) -> bool:
         """Whether a decision is due or slabs are to move."""
-        return self._drifted or self._reencoder.waiting
+        return self._drifted or self._coming is not None or self._reencoder.waiting
 
     def step(self) -> bool:
         """One bounded step; True while more waits."""
@@ -75,6 +77,10 @@ class Follower:
         if write is None:
             self._drifted = False
             self._maybe_compress()
+        elif self._coming is not None:
+            if not self._frames.full:
+                self._use(self._frames.open(self._coming), "drift", self._gain)
+                self._coming = None
         elif self._drifted and not self._reencoder.waiting:
             self._drifted = False
             self._answer_drift(write)
@@ -103,17 +109,28 @@ class Follower:
         best = max(alive, key=alive.__getitem__)
         gain = expected_gain(now, fitted, recent)
         if max(gain, alive[best]) < self._min_gain:
-            reason = "the data drifted, and the code still fits what comes in now"
-            self._emit(
-                ReencodeDeclined(reason=reason, slabs=0, rows=0, expected_gain=gain, threshold=self._min_gain)
-            )
+            self._decline("the data drifted, and the code still fits what comes in now", gain)
         elif gain <= alive[best] * AS_GOOD:
             self._use(best, "an earlier frame fits again", alive[best])
-        elif self._frames.full:
-            self._drifted = True  # decided again, on the rows of then, once there is room
-            self._reencoder.make_room(fitted)
-        else:
+        elif not self._frames.full:
             self._use(self._frames.open(fitted), "drift", gain)
+        else:
+            self._make_room(now, fitted, recent)
+
+    def _make_room(self, now: TileParameters, fitted: TileParameters, recent: Vectors) -> None:
+        """All four frames are alive: one of them goes, if what takes its place is worth it."""
+        choice = self._reencoder.give_up(fitted, recent)
+        gain = 1.0 if choice is None else expected_gain(now, choice[1], recent)
+        if choice is None or gain < self._min_gain:
+            self._decline("four frames are alive, and none can make room for one that is better", gain)
+            return
+        leaving, self._coming = choice
+        self._gain = gain
+        self._reencoder.start("a frame makes room for a new one", leaving)
+
+    def _decline(self, reason: str, gain: float) -> None:
+        threshold = self._min_gain
+        self._emit(ReencodeDeclined(reason=reason, slabs=0, rows=0, expected_gain=gain, threshold=threshold))
 
     def _use(self, frame: Frame, reason: str, gain: float | None) -> None:
         assert frame.parameters is not None, "vectors are never written in floats again"
@@ -128,7 +145,7 @@ class Follower:
         with self._lock:
             return {
                 "monitor": self._monitor.state(),
-                "drifted": self._drifted,
+                "drifted": self._drifted or self._coming is not None,  # then it is decided again
                 "look_at": self._look_at,
             }
 

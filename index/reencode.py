@@ -6,6 +6,7 @@ each encoded anew from its raw vectors. Measuring a sample of real rows, rather 
 moments, holds for any distribution of the data.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..native import SLAB, Core
+from ..native import FRAMES, SLAB, Core
 from .drift import GAIN_BITS
 from .events import Event, ReencodeDeclined, ReencodeFinished, ReencodeProgress, ReencodeStarted
 from .frames import Frame, Frames
@@ -31,6 +32,19 @@ def _row_errors(parameters: TileParameters, rotated: Vectors) -> NDArray[np.floa
     """float64 [n]: squared error of each row of float32 [n, dim], in rotated coordinates, at GAIN_BITS."""
     difference = rotated - parameters.decode_rotated(parameters.encode_rotated(rotated), GAIN_BITS)
     return np.einsum("ij,ij->i", difference, difference, dtype=np.float64)
+
+
+def _fit(rotated: Vectors, like: TileParameters) -> TileParameters:
+    """Parameters for these rows, with the spread and rotation of others."""
+    mean, variance = rotated.mean(axis=0, dtype=np.float64), rotated.var(axis=0, dtype=np.float64)
+    seed = like.rotation_seed
+    return TileParameters.fit(mean, variance, spread=like.spread, rotation_seed=seed, sample=rotated)
+
+
+def _log_ratio(worse: TileParameters, better: TileParameters, rotated: Vectors) -> float:
+    """Logarithm of the ratio of their mean squared errors; 0 where neither makes one."""
+    before, after = _row_errors(better, rotated).mean(), _row_errors(worse, rotated).mean()
+    return math.log(after / before) if before > 0 and after > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,24 +95,29 @@ class Reencoder:
     def waiting(self) -> bool:
         return self._surveyed < self._end or self._done < self._total
 
-    def make_room(self, coming: TileParameters) -> None:
-        """Empty the frame, of those not written in, whose rows lose least if `coming` takes its place."""
-        others = [frame for frame, _ in self._frames.tiles if frame is not self._frames.write]
-        self.start(
-            "a frame makes room for a new one", min(others, key=lambda frame: self._loss(frame, coming))
-        )
+    def give_up(self, fitted: TileParameters, recent: Vectors) -> tuple[Frame, TileParameters] | None:
+        """Which frame makes room for a new one, and the parameters of that one. None without raw vectors.
 
-    def _loss(self, leaving: Frame, coming: TileParameters) -> float:
-        """By how much the squared error of the frame's rows grows, all told, without it and with `coming`."""
-        rows = self._sample_of(leaving)
-        if self._read is None or not len(rows):
-            return 0.0
-        rotated = coming.rotated(self._read(rows))
-        rivals = [coming, *(parameters for frame, parameters in self._frames.tiles if frame is not leaving)]
-        assert leaving.parameters is not None, "floats are never left for room"
-        before = _row_errors(leaving.parameters, rotated).mean()
-        after = min(_row_errors(rival, rotated).mean() for rival in rivals)
-        return self._frames.rows(leaving) * float(after - before)
+        The new one is `fitted`, to the recent rows alone, or fitted to them and to rows of the one that goes.
+        Of all choices the one that loses least: errors count as ratios to those under each world's own
+        parameters, since a search needs each world as sharp as its own distances are small.
+        """
+        if self._read is None:
+            return None
+        rotated = fitted.rotated(recent)
+        share = len(self._core) / FRAMES  # rows that the newest world is taken to come to
+        choices: list[tuple[float, Frame, TileParameters]] = []
+        for frame, own in self._frames.tiles:
+            rows = self._sample_of(frame)
+            if frame is self._frames.write or not len(rows):
+                continue
+            x = fitted.rotated(self._read(rows))
+            stay = [parameters for other, parameters in self._frames.tiles if other is not frame]
+            for coming in (fitted, _fit(np.concatenate([x, rotated[-len(x) :]]), fitted)):
+                loss = share * _log_ratio(coming, fitted, rotated)
+                kept = min(_log_ratio(rival, own, x) for rival in (coming, *stay))
+                choices.append((loss + self._frames.rows(frame) * kept, frame, coming))
+        return min(choices, key=lambda choice: choice[0])[1:] if choices else None
 
     def _sample_of(self, frame: Frame) -> NDArray[np.uint64]:
         """Row ids of some rows of a frame, from slabs all over the index."""
@@ -148,9 +167,11 @@ class Reencoder:
 
     def _survey(self, slab: int) -> None:
         rows, lanes = self._core.slab_rows(slab)
-        is_float = self._core.slab(slab).is_float
+        info = self._core.slab(slab)
+        # dead slots count too: as long as one is coded in it a frame cannot close
+        forced = info.is_float or (self._leaving is not None and info.rows[self._leaving.lane] > 0)
         if self._read is None or not len(rows):
-            if is_float:  # an empty block too: what is written there next should be codes
+            if forced:
                 self._moves.append(Move(slab, self._frames.write, len(rows), 0, 0, True))
             return
         chosen = np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(np.intp)
@@ -159,7 +180,6 @@ class Reencoder:
         if self._leaving is not None:
             del means[self._leaving.lane]
         best = min(means, key=means.__getitem__)
-        forced = is_float or (self._leaving is not None and bool((lanes == self._leaving.lane).any()))
         if not forced and bool((lanes == best).all()):
             return
         move = Move(slab, self._frames.at(best), len(rows), float(own.mean()), means[best], forced)

@@ -406,3 +406,17 @@ def test_raw_segments_are_given_back():
         settle(index)
     index.check()
     assert len(raw.segments()) <= 3
+
+
+def test_without_raw_vectors_a_fifth_world_is_declined():
+    """Where no frame can be emptied, upkeep says so and ends; it does not try for ever."""
+    index = OnlineIndex(DIM, raw=None, drift=DriftSettings(window_rows=256))
+    for w in range(6):
+        x = gaussian(3000, 20 + w) * 4.0**w + w
+        for start in range(0, 3000, 250):
+            index.upsert(np.arange(3000 * w + start, 3000 * w + start + 250), x[start : start + 250])
+            index.maintain(0.05)
+    settle(index)
+    index.check()
+    declined = [event for event in index.take_events() if isinstance(event, ReencodeDeclined)]
+    assert any("four frames are alive" in event.reason for event in declined)
