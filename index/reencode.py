@@ -168,7 +168,8 @@ class Reencoder:
     def _survey(self, slab: int) -> None:
         rows, lanes = self._core.slab_rows(slab)
         info = self._core.slab(slab)
-        # dead slots count too: as long as one is coded in it a frame cannot close
+        # an empty block of floats goes too: what is written there next should be codes;
+        # dead slots count: a frame cannot close while one is coded in it
         forced = info.is_float or (self._leaving is not None and info.rows[self._leaving.lane] > 0)
         if self._read is None or not len(rows):
             if forced:
