@@ -15,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 C_SOURCES := $(filter-out native/_core.c,$(wildcard native/*.c))
 NATIVE := $(C_SOURCES) $(wildcard native/*.h native/build.py)
-C_STRICT := -std=c11 -O2 -Wall -Wextra -Wshadow -Werror
+C_STRICT := -std=c11 -D_DEFAULT_SOURCE -O2 -Wall -Wextra -Wshadow -Werror
 # Some pytest options, say: make test ARGS="-k drift"
 ARGS ?=
 CC ?= cc
@@ -71,7 +71,7 @@ bench: build
 
 SECONDS ?= 60
 STRESS := tests/native/stress.c $(C_SOURCES)
-STRESS_FLAGS := -std=c11 -D_POSIX_C_SOURCE=200809L -O1 -g -fno-omit-frame-pointer -Inative
+STRESS_FLAGS := -std=c11 -D_DEFAULT_SOURCE -O1 -g -fno-omit-frame-pointer -Inative
 
 sanitize:
 	@.ci/system c

@@ -124,6 +124,6 @@ def _tile(parameters: TileParameters) -> Tile:
         scale=parameters.scale,
         edges=parameters.edges,
         table8=parameters.table(8),
-        table4=parameters.table(4),
+        table5=parameters.table(5),
         rotated=parameters.rotation_seed is not None,
     )

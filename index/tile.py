@@ -32,7 +32,7 @@ Codes = NDArray[np.uint8]
 
 TILES = 256
 BINS = 16  # tiles of the 4-bit prefix: what histograms count
-BITS = (1, 2, 4, 8)
+BITS = (1, 2, 4, 5, 8)
 SPREAD = math.sqrt(
     3
 )  # density of the best tiles is the cube root of the law's: a normal law of sqrt(3) times the width

@@ -8,8 +8,8 @@ from cffi import FFI
 
 HERE = Path(__file__).parent
 SOURCES = (
-    "memory", "kernels", "kernels_avx2", "kernels_avx512", "rotate", "tile", "epoch", "keys", "slabs",
-    "probe", "graph", "tree", "frames", "index", "upkeep", "search", "check", "store",
+    "memory", "pages", "locks", "kernels", "kernels_avx2", "kernels_avx512", "kernels_neon", "rotate", "tile", "epoch",
+    "keys", "slabs", "probe", "walk", "link", "tree", "frames", "index", "upkeep", "search", "check", "store",
 )  # fmt: skip
 
 
@@ -26,7 +26,7 @@ ffibuilder.set_source(
     '#include "driftline.h"',
     # relative to the project's root, where setuptools runs: a distribution must not name absolute paths
     sources=[f"native/{name}.c" for name in SOURCES],
-    depends=["native/driftline.h", "native/internal.h"],
+    depends=["native/driftline.h", "native/internal.h", "native/kernels.h"],
     include_dirs=["native"],
     libraries=["m"],
     py_limited_api=True,

@@ -29,28 +29,28 @@ static bool linked(slot_state state)
 static int check_links(const dl_index *ix, uint32_t slot, uint32_t level, char *message, size_t size)
 {
     const _Atomic uint32_t *links = links_of(ix, slot, level);
-    uint32_t count = get(links), slots = atomic_load(&ix->slot_count);
-    REQUIRE(count <= link_cap(ix, level), "slot %u has %u links at level %u, more than fit", slot, count, level);
-    for (uint32_t i = 1; i <= count; i++) {
-        uint32_t to = get(links + i);
+    uint32_t cap = link_cap(ix, level), slots = atomic_load(&ix->slot_count), to, other;
+    for (uint32_t i = 0; link_at(links, cap, i, &to); i++) {
         REQUIRE(to < slots, "slot %u links to slot %u at level %u, which does not exist", slot, to, level);
         REQUIRE(to != slot, "slot %u links to itself at level %u", slot, level);
         REQUIRE(linked(state_of(ix, to)), "slot %u links to the free slot %u at level %u", slot, to, level);
         REQUIRE(level_of(ix, to) >= level, "slot %u links to slot %u at level %u, above its level", slot, to, level);
-        for (uint32_t j = 1; j < i; j++)
-            REQUIRE(get(links + j) != to, "slot %u links to slot %u twice at level %u", slot, to, level);
+        bool marked = get(links + i) & TREE, mine = level == 0 && parent_of(ix, to) == slot;
+        REQUIRE(marked == mine || state_of(ix, slot) == SLOT_UNLINKING, "slot %u %s its edge to slot %u as the tree's", slot,
+                marked ? "marks" : "does not mark", to);
+        for (uint32_t j = 0; j < i && link_at(links, cap, j, &other); j++)
+            REQUIRE(other != to, "slot %u links to slot %u twice at level %u", slot, to, level);
     }
     return DL_OK;
 }
 
 static int check_key(const dl_index *ix, uint32_t slot, char *message, size_t size)
 {
-    const slab *s = slab_of(ix, slot);
-    uint32_t i = slot & SLAB_MASK;
-    const record *r = atomic_load(&s->records[i]);
+    record *r = record_of(ix, slot);
     REQUIRE(r, "live slot %u has no key", slot);
-    REQUIRE(map_find(ix, r->bytes, r->key_size, record_hash(r)) == slot, "the key of live slot %u leads elsewhere", slot);
-    REQUIRE(atomic_load(&s->birth[i]) <= atomic_load(&ix->clock) && atomic_load(&s->death[i]) == NEVER,
+    REQUIRE(map_find(ix, key_of(ix, r), r->key_size, record_hash(ix, r)) == slot, "the key of live slot %u leads elsewhere", slot);
+    uint8_t flags = flags_of(head_of(ix, slot));
+    REQUIRE(!(flags & DEAD) && (!flags || visible_flagged(ix, slot, flags, atomic_load(&ix->clock))),
             "live slot %u is not visible now", slot);
     return DL_OK;
 }
@@ -63,7 +63,7 @@ static int check_tree(const dl_index *ix, uint32_t slot, char *message, size_t s
         REQUIRE(parent == NONE, "the entry point %u has a parent", slot);
         return DL_OK;
     }
-    REQUIRE(parent != NONE && parent < atomic_load(&ix->slot_count), "live slot %u has no parent", slot);
+    REQUIRE(parent < atomic_load(&ix->slot_count), "live slot %u has no parent", slot);
     REQUIRE(has_link(ix, parent, slot, 0), "slot %u has no edge from its parent %u", slot, parent);
     REQUIRE(reaches_root(ix, slot), "the ancestors of slot %u do not end at the entry point", slot);
     return DL_OK;
@@ -79,10 +79,11 @@ static int check_reach(const dl_index *ix, uint8_t *reached, uint32_t *line, cha
     }
     for (uint32_t at = 0; at < end; at++) {
         const _Atomic uint32_t *links = links_of(ix, line[at], 0);
-        for (uint32_t i = 1; i <= get(links); i++)
-            if (!reached[get(links + i)]) {
-                reached[get(links + i)] = 1;
-                line[end++] = get(links + i);
+        uint32_t to;
+        for (uint32_t i = 0; link_at(links, ix->links0, i, &to); i++)
+            if (!reached[to]) {
+                reached[to] = 1;
+                line[end++] = to;
             }
     }
     for (uint32_t slot = 0; slot < slots; slot++)
@@ -128,40 +129,40 @@ int check_structure(dl_index *ix, char *message, size_t size)
 }
 
 /* Each live code and norm is what encoding its raw vector gives, and the live counts are those of the codes. */
-static int check_codes(dl_index *ix, block *scratch, int64_t *counts, char *message, size_t size)
+static int check_codes(dl_index *ix, reader *r, block *scratch, int64_t *counts, char *message, size_t size)
 {
     uint32_t slots = atomic_load(&ix->slot_count), dim = ix->config.dim;
     uint64_t rows[DL_FRAMES] = {0};
-    size_t half = ix->padded / 2;
     for (uint32_t slot = 0; slot < slots; slot++) {
-        slab *s = slab_of(ix, slot);
+        const slab *s = slab_of(ix, slot);
         uint32_t i = slot & SLAB_MASK;
-        const block *b = atomic_load(&s->block);
+        const block *b = s->block;
+        const head *h = block_head(ix, b, i), *made = block_head(ix, scratch, 0);
         if (s->state[i] == SLOT_FREE)
             continue;
-        rows[b->frames[i]]++;
-        REQUIRE(frame_of(ix, b->frames[i]), "slot %u is coded in frame %u, which is not open", slot, b->frames[i]);
-        REQUIRE(frame_of(ix, b->frames[i])->is_float == b->is_float, "slot %u: block and frame differ in kind", slot);
+        rows[h->frame]++;
+        REQUIRE(frame_of(ix, h->frame), "slot %u is coded in frame %u, which is not open", slot, h->frame);
+        REQUIRE(frame_of(ix, h->frame)->is_float == b->is_float, "slot %u: block and frame differ in kind", slot);
         if (s->state[i] != SLOT_LIVE)
             continue;
         if (!b->is_float) {
-            block_unpack(ix, b, i, ix->codes);
+            block_codes(ix, b, i, r->codes);
             for (uint32_t d = 0; d < dim; d++)
-                counts[((size_t)b->frames[i] * dim + d) * 16 + (ix->codes[d] >> 4)]++;
+                counts[((size_t)h->frame * dim + d) * 16 + (r->codes[d] >> 4)]++;
         }
         const float *raw = raw_of(ix, atomic_load(&s->row[i]));
         if (!raw)
             continue;
-        to_plain(ix, raw, ix->plain);
+        to_plain(ix, raw, r->plain);
         if (b->is_float) {
-            REQUIRE(!memcmp(ix->plain, b->rows + (size_t)i * dim, dim * sizeof(float)), "slot %u holds other floats than its raw vector",
-                    slot);
+            REQUIRE(!memcmp(r->plain, h + 1, dim * sizeof(float)), "slot %u holds other floats than its raw vector", slot);
             continue;
         }
-        block_put(ix, scratch, 0, b->frames[i], ix->plain, ix->turned, ix->codes);
-        REQUIRE(!memcmp(scratch->high, b->high + i * half, half) && !memcmp(scratch->low, b->low + i * half, half),
+        block_put(ix, scratch, 0, h->frame, r->plain, r->turned, r->codes);
+        REQUIRE(!memcmp(made + 1, h + 1, ix->padded / 8 * 5) &&
+                    !memcmp(scratch->lows, b->lows + (size_t)i * ix->low_bytes, ix->low_bytes),
                 "the code of slot %u is not that of its raw vector", slot);
-        REQUIRE(scratch->norm4[0] == b->norm4[i] && scratch->norm8[0] == b->norm8[i],
+        REQUIRE(made->norm5 == h->norm5 && made->norm8 == h->norm8 && made->stretch == h->stretch,
                 "a norm of slot %u is not that of its code", slot);
     }
     for (uint32_t f = 0; f < DL_FRAMES; f++) {
@@ -178,15 +179,19 @@ static int check_codes(dl_index *ix, block *scratch, int64_t *counts, char *mess
 
 int dl_check(dl_index *ix, int codes, char *message, size_t size)
 {
-    pthread_mutex_lock(&ix->writer);
+    reader *r = reader_enter(ix, NULL);
+    if (!r)
+        return DL_ENOMEM;
+    take_structure(ix);
     int code = check_structure(ix, message, size);
     if (code == DL_OK && codes) {
         block *scratch = block_new(ix, false);
         int64_t *counts = dl_zalloc((size_t)DL_FRAMES * ix->config.dim * 16 * sizeof *counts);
-        code = scratch && counts ? check_codes(ix, scratch, counts, message, size) : DL_ENOMEM;
-        free(scratch);
+        code = scratch && counts ? check_codes(ix, r, scratch, counts, message, size) : DL_ENOMEM;
+        block_free(ix, scratch);
         free(counts);
     }
-    pthread_mutex_unlock(&ix->writer);
+    leave_structure(ix);
+    reader_leave(r);
     return code;
 }

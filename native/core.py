@@ -1,8 +1,10 @@
 """The one object through which Python uses the C index. Thin: checks shapes, passes arrays, copies answers
 out."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,26 +28,76 @@ class Tile:
     """The parameters of a tile frame as the core takes them.
 
     mean, scale: float32 [dim], in rotated coordinates if `rotated`; edges: float32 [255]; table8: [256];
-    table4: [16].
+    table5: [32].
     """
 
     mean: Floats
     scale: Floats
     edges: Floats
     table8: Floats
-    table4: Floats
+    table5: Floats
     rotated: bool
 
 
-@dataclass(frozen=True, slots=True)
 class Answers:
-    """nq answers of up to k hits. Row ids are 2**64 - 1 where there is no raw vector."""
+    """nq answers of up to k hits, taken out of the core's bytes (driftline.h, dl_hits) as they are asked
+    for."""
 
-    keys: list[list[bytes]]
-    payloads: list[list[bytes | None]]
-    distances: Floats  # [nq, k], +inf beyond an answer's count
-    rows: NDArray[np.uint64]  # [nq, k]
-    frames: NDArray[np.uint8]  # [nq, k]
+    def __init__(self, data: bytes, nq: int, k: int) -> None:
+        self._data = data
+        self._shape = nq, k
+
+    def _at(self, start: int, dtype: type[np.generic], count: int) -> NDArray[Any]:
+        return np.frombuffer(self._data, dtype, count, start)
+
+    @cached_property
+    def rows(self) -> NDArray[np.uint64]:
+        """[nq, k] row ids, 2**64 - 1 where there is no raw vector."""
+        nq, k = self._shape
+        return self._at(0, np.uint64, nq * k).reshape(nq, k)
+
+    @cached_property
+    def distances(self) -> Floats:
+        """[nq, k], +inf beyond an answer's count."""
+        nq, k = self._shape
+        return self._at(24 * nq * k + 16, np.float32, nq * k).reshape(nq, k)
+
+    @cached_property
+    def counts(self) -> NDArray[np.uint32]:
+        """[nq]"""
+        nq, k = self._shape
+        return self._at(28 * nq * k + 16, np.uint32, nq)
+
+    @cached_property
+    def frames(self) -> NDArray[np.uint8]:
+        """[nq, k]"""
+        nq, k = self._shape
+        return self._at(28 * nq * k + 4 * nq + 16, np.uint8, nq * k).reshape(nq, k)
+
+    def _texts(self, start: int, ends: list[int]) -> list[list[bytes]]:
+        nq, k = self._shape
+        data = self._data
+        counts = self.counts.tolist()
+        return [
+            [data[start + ends[i] : start + ends[i + 1]] for i in range(q * k, q * k + counts[q])]
+            for q in range(nq)
+        ]
+
+    def _ends(self, start: int) -> list[int]:
+        nq, k = self._shape
+        return self._at(start, np.uint64, nq * k + 1).tolist()
+
+    @cached_property
+    def keys(self) -> list[list[bytes]]:
+        nq, k = self._shape
+        return self._texts(29 * nq * k + 4 * nq + 16, self._ends(8 * nq * k))
+
+    @cached_property
+    def payloads(self) -> list[list[bytes | None]]:
+        nq, k = self._shape
+        size = len(self._data)
+        ends = self._ends(16 * nq * k + 8)
+        return [[item or None for item in items] for items in self._texts(size - ends[-1], ends)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +130,10 @@ class Usage:
 
 def _bytes(data: bytes) -> Any:
     return ffi.from_buffer("uint8_t[]", data)
+
+
+def _bits(allowed: NDArray[np.uint64] | None) -> tuple[Any, int]:
+    return (ffi.NULL, 0) if allowed is None else (pointer("uint64_t *", allowed), len(allowed))
 
 
 def _offsets(offsets: NDArray[np.uint64]) -> Any:
@@ -117,10 +173,10 @@ class Core:
             return
         arrays = [
             np.ascontiguousarray(a, np.float32)
-            for a in (tile.mean, tile.scale, tile.edges, tile.table8, tile.table4)
+            for a in (tile.mean, tile.scale, tile.edges, tile.table8, tile.table5)
         ]
         sizes = [a.size for a in arrays]
-        if sizes != [self.dim, self.dim, 255, 256, 16]:
+        if sizes != [self.dim, self.dim, 255, 256, 32]:
             raise InvalidInput(f"frame parameters of sizes {sizes} for {self.dim} dimensions")
         pointers = [pointer("float *", a) for a in arrays]
         checked(lib.dl_frame_open(self._ix, frame, ffi.new("dl_tile *", (*pointers, tile.rotated))))
@@ -170,17 +226,20 @@ class Core:
         payloads: Sequence[bytes],
         vectors: Floats,
         rows: NDArray[np.uint64] | None,
-    ) -> None:
+    ) -> NDArray[np.uint32]:
         """Insert or replace, in order; each key's change is one step for searches. An empty payload is
-        none."""
+        none. The slots written to, uint32 [n]."""
         data, offsets = pack(keys)
         more, more_offsets = pack(payloads)
         vectors = floats(vectors, self.dim)
+        slots = np.empty(len(keys), np.uint32)
         code = lib.dl_upsert(
             self._ix, len(keys), _bytes(data), _offsets(offsets), _bytes(more), _offsets(more_offsets),
             pointer("float *", vectors), ffi.NULL if rows is None else pointer("uint64_t *", rows),
+            pointer("uint32_t *", slots),
         )  # fmt: skip
         checked(code)
+        return slots
 
     def delete(self, keys: Sequence[bytes]) -> int:
         """How many of the keys were live."""
@@ -198,38 +257,38 @@ class Core:
     # ---- reading
 
     def _answers(self, hits: Any) -> Answers:
-        nq, k = hits.nq, hits.k
-        n = nq * k
-        counts = taken("uint32_t *", hits.counts, nq, np.uint32).tolist()
-        key_ends = taken("uint64_t *", hits.key_offsets, n + 1, np.uint64).tolist()
-        payload_ends = taken("uint64_t *", hits.payload_offsets, n + 1, np.uint64).tolist()
-        keys = ffi.buffer(hits.keys, key_ends[-1])[:] if key_ends[-1] else b""
-        payloads = ffi.buffer(hits.payloads, payload_ends[-1])[:] if payload_ends[-1] else b""
-        spans = [range(q * k, q * k + count) for q, count in enumerate(counts)]
-        answers = Answers(
-            keys=[[keys[key_ends[i] : key_ends[i + 1]] for i in span] for span in spans],
-            payloads=[
-                [payloads[payload_ends[i] : payload_ends[i + 1]] or None for i in span] for span in spans
-            ],
-            distances=taken("float *", hits.distances, n, np.float32).reshape(nq, k),
-            rows=taken("uint64_t *", hits.rows, n, np.uint64).reshape(nq, k),
-            frames=taken("uint8_t *", hits.frames, n, np.uint8).reshape(nq, k),
-        )
+        data = ffi.buffer(hits.bytes, hits.size)[:]
+        answers = Answers(data, hits.nq, hits.k)
         lib.dl_hits_free(hits)
         return answers
 
-    def search(self, queries: Floats, k: int, ef: int, rescore: int) -> Answers:
-        """Approximate: `ef` candidates by code, the best `rescore` of them measured on raw vectors."""
+    def search(
+        self,
+        queries: Floats,
+        k: int,
+        ef: int,
+        rescore: int,
+        *,
+        radius: float = math.inf,
+        allowed: NDArray[np.uint64] | None = None,
+    ) -> Answers:
+        """Approximate: `ef` candidates by code, the best `rescore` of them measured on raw vectors.
+
+        radius: hits within it, at most k. allowed: a bit per slot that may be returned.
+        """
         queries = floats(queries, self.dim)
         hits = ffi.new("dl_hits *")
-        checked(lib.dl_search(self._ix, pointer("float *", queries), len(queries), k, ef, rescore, hits))
+        bits, words = _bits(allowed)
+        request = ffi.new("dl_request *", (k, ef, rescore, radius, bits, words))
+        checked(lib.dl_search(self._ix, pointer("float *", queries), len(queries), request, hits))
         return self._answers(hits)
 
-    def exact(self, queries: Floats, k: int) -> Answers:
+    def exact(self, queries: Floats, k: int, allowed: NDArray[np.uint64] | None = None) -> Answers:
         """By brute force over raw vectors (over codes where there are none)."""
         queries = floats(queries, self.dim)
         hits = ffi.new("dl_hits *")
-        checked(lib.dl_exact(self._ix, pointer("float *", queries), len(queries), k, hits))
+        bits, words = _bits(allowed)
+        checked(lib.dl_exact(self._ix, pointer("float *", queries), len(queries), k, bits, words, hits))
         return self._answers(hits)
 
     def get(self, keys: Sequence[bytes]) -> tuple[Answers, Floats]:
@@ -246,8 +305,20 @@ class Core:
     def scan(self, slab: int) -> list[bytes]:
         """The live keys of a slab."""
         hits = ffi.new("dl_hits *")
-        checked(lib.dl_scan(self._ix, slab, hits))
+        checked(lib.dl_scan(self._ix, slab, ffi.NULL, hits))
         return self._answers(hits).keys[0]
+
+    def payloads(self, slab: int) -> tuple[NDArray[np.uint32], list[bytes | None]]:
+        """Slots and payloads of a slab's live rows."""
+        slots = np.empty(SLAB, np.uint32)
+        hits = ffi.new("dl_hits *")
+        checked(lib.dl_scan(self._ix, slab, pointer("uint32_t *", slots), hits))
+        payloads = self._answers(hits).payloads[0]
+        return slots[: len(payloads)], payloads
+
+    def moving(self) -> NDArray[np.uint32]:
+        """[n, 2]: the slots that upkeep will move, and where to; visible after the next `upkeep`."""
+        return np.empty((0, 2), np.uint32)
 
     # ---- facts
 

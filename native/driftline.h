@@ -62,19 +62,31 @@ typedef struct {
     const float *scale;  /* [dim], > 0 */
     const float *edges;  /* [255], ascending: code = number of edges <= (x - mean) / scale */
     const float *table8; /* [256]: what a code decodes to, in units of scale */
-    const float *table4; /* [16]: what its top four bits decode to */
+    const float *table5; /* [32]: what its top five bits decode to */
     int32_t rotated;
 } dl_tile;
 
-/* nq answers of at most k hits; hit j of query i stands at i * k + j. Keys and payloads are concatenated. */
+/* What is asked of each query. */
+typedef struct {
+    uint32_t k;               /* hits at most */
+    uint32_t ef;              /* candidates; raised to k */
+    uint32_t rescore;         /* how many of the best are measured on raw vectors; 0: none */
+    float radius;             /* hits within it, `ef` growing as far as k; INFINITY: the k nearest */
+    const uint64_t *allowed;  /* slots that may be returned, a bit each; NULL: all */
+    uint32_t allowed_words;   /* slots beyond them are not allowed */
+} dl_request;
+
+/* nq answers of at most k hits; hit j of query i stands at i * k + j. Keys and payloads are concatenated. All lies in `bytes`. */
 typedef struct {
     uint32_t nq, k;
-    uint32_t *counts;          /* [nq] */
-    float *distances;          /* [nq * k], ascending, +inf beyond the count */
+    uint8_t *bytes;            /* the arrays, in this order, without gaps */
+    size_t size;
     uint64_t *rows;            /* [nq * k] row ids, UINT64_MAX where there is none */
-    uint8_t *frames;           /* [nq * k] */
     uint64_t *key_offsets;     /* [nq * k + 1] */
     uint64_t *payload_offsets; /* [nq * k + 1]; an empty range is no payload */
+    float *distances;          /* [nq * k], ascending, +inf beyond the count */
+    uint32_t *counts;          /* [nq] */
+    uint8_t *frames;           /* [nq * k] */
     uint8_t *keys;
     uint8_t *payloads;
 } dl_hits;
@@ -94,12 +106,17 @@ typedef struct {
 
 /* ---- kernels and pure functions ---- */
 const char *dl_strerror(int code);
-const char *dl_isa(void);              /* the kernels in use: "scalar", "avx2", "avx512" */
+const char *dl_isa(void);              /* the kernels in use: "scalar", "avx2", "avx512", "neon" */
 int dl_force_isa(const char *name);    /* for tests; DL_EINVAL if this machine lacks it */
-int32_t dl_dot4(const uint8_t *plane, const int8_t *weights, const uint8_t *table, size_t n);
-int32_t dl_dot8(const uint8_t *high, const uint8_t *low, const int16_t *weights, const int16_t *table, size_t n);
+/* The kernels in use, for tests; kernels.h says what they take. */
+int32_t dl_dot1(const uint8_t *signs, const int8_t *weights, size_t n);
+int32_t dl_dot5(const uint8_t *signs, const uint8_t *mids, const int8_t *weights, const uint8_t *table, size_t n);
+int32_t dl_dot8(const uint8_t *signs, const uint8_t *mids, const uint8_t *lows, const int16_t *weights, const int16_t *table,
+                size_t n);
 float dl_l2(const float *a, const float *b, size_t n);
 float dl_ip(const float *a, const float *b, size_t n);
+void dl_split(const uint8_t *codes, uint8_t *signs, uint8_t *mids, uint8_t *lows, size_t n);
+void dl_join(const uint8_t *signs, const uint8_t *mids, const uint8_t *lows, uint8_t *codes, size_t n);
 
 /* The rotation: sign flips and fast Hadamard transforms over two overlapping power-of-two windows, twice. */
 void dl_rotate(const float *x, float *out, size_t n, uint32_t dim, uint64_t seed);
@@ -127,7 +144,7 @@ int dl_reencode(dl_index *ix, uint32_t slab, uint32_t frame); /* to a tile frame
 int dl_unchanged(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, const uint8_t *payloads,
                  const uint64_t *payload_offsets, const float *vectors, uint8_t *same);
 int dl_upsert(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, const uint8_t *payloads,
-              const uint64_t *payload_offsets, const float *vectors, const uint64_t *rows);
+              const uint64_t *payload_offsets, const float *vectors, const uint64_t *rows, uint32_t *slots); /* slots: [n] written to, or NULL */
 int dl_delete(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, uint64_t *deleted);
 
 /* One bounded step of repair after deletes. `eager` starts a round for any deleted node, not only when a share of the
@@ -135,10 +152,10 @@ int dl_delete(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_o
 int dl_upkeep(dl_index *ix, int eager, int *more);
 
 /* ---- reading ---- */
-int dl_search(dl_index *ix, const float *queries, uint32_t nq, uint32_t k, uint32_t ef, uint32_t rescore, dl_hits *out);
-int dl_exact(dl_index *ix, const float *queries, uint32_t nq, uint32_t k, dl_hits *out);
+int dl_search(dl_index *ix, const float *queries, uint32_t nq, const dl_request *request, dl_hits *out);
+int dl_exact(dl_index *ix, const float *queries, uint32_t nq, uint32_t k, const uint64_t *allowed, uint32_t allowed_words, dl_hits *out);
 int dl_get(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, float *vectors, dl_hits *out);
-int dl_scan(dl_index *ix, uint32_t slab, dl_hits *out); /* the live keys of one slab, as one answer */
+int dl_scan(dl_index *ix, uint32_t slab, uint32_t *slots, dl_hits *out); /* the live keys of one slab, as one answer; slots: [DL_SLAB] or NULL */
 void dl_hits_free(dl_hits *hits);
 uint64_t dl_live(dl_index *ix);
 uint32_t dl_slabs(dl_index *ix);

@@ -10,18 +10,42 @@ static reader *reader_new(dl_index *ix)
     reader *r = dl_zalloc(sizeof *r);
     if (!r)
         return NULL;
-    if (probe_init(ix, &r->query) != DL_OK) {
-        free(r);
+    size_t floats = 2 * (size_t)ix->config.dim * sizeof(float);
+    r->memory = dl_zalloc(floats + ix->padded);
+    if (!r->memory || probe_init(ix, &r->query) != DL_OK) {
+        reader_free(ix, r);
         return NULL;
     }
+    r->plain = r->memory;
+    r->turned = r->plain + ix->config.dim;
+    r->codes = (uint8_t *)(r->turned + ix->config.dim);
     atomic_store(&r->claimed, true);
-    reader *head = atomic_load(&ix->readers);
+    reader *first = atomic_load(&ix->readers);
     do
-        r->next = head;
-    while (!atomic_compare_exchange_weak(&ix->readers, &head, r));
+        r->next = first;
+    while (!atomic_compare_exchange_weak(&ix->readers, &first, r));
     return r;
 }
 
+int reader_links(const dl_index *ix, reader *r)
+{
+    if (r->kept)
+        return DL_OK;
+    uint32_t count = 2 * ix->config.m + 1;
+    probe *kept = dl_zalloc(count * sizeof *kept);
+    int code = kept ? DL_OK : DL_ENOMEM;
+    for (uint32_t i = 0; code == DL_OK && i < count; i++)
+        code = probe_init(ix, &kept[i]);
+    for (uint32_t i = 0; code != DL_OK && kept && i < count; i++)
+        probe_free(&kept[i]);
+    if (code == DL_OK)
+        r->kept = kept;
+    else
+        free(kept);
+    return code;
+}
+
+/* Without `now` nothing is pinned: for who shares the structure, where no slot is given back meanwhile. */
 reader *reader_enter(dl_index *ix, uint64_t *now)
 {
     reader *r = atomic_load(&ix->readers);
@@ -33,8 +57,10 @@ reader *reader_enter(dl_index *ix, uint64_t *now)
     }
     if (!r && !(r = reader_new(ix)))
         return NULL;
-    atomic_store(&r->pin, atomic_load(&ix->clock));
-    *now = atomic_load(&ix->clock);
+    if (now) {
+        atomic_store(&r->pin, atomic_load(&ix->clock));
+        *now = atomic_load(&ix->clock);
+    }
     return r;
 }
 
@@ -44,10 +70,16 @@ void reader_leave(reader *r)
     atomic_store(&r->claimed, false);
 }
 
-void reader_free(reader *r)
+void reader_free(dl_index *ix, reader *r)
 {
     probe_free(&r->query);
+    for (uint32_t i = 0; r->kept && i <= 2 * ix->config.m; i++)
+        probe_free(&r->kept[i]);
+    free(r->kept);
+    free(r->memory);
     free(r->seen);
+    free(r->dirty);
+    free(r->pool);
     free(r->candidates.items);
     free(r->results.items);
     free(r->picked);
@@ -87,7 +119,7 @@ void retired_sweep(dl_index *ix)
         }
         *at = item->next;
         if (item->is_frame)
-            frame_free(ix, (frame *)item);
+            free(item);
         else
             block_free(ix, (block *)item);
     }

@@ -8,12 +8,6 @@ frame *frame_of(const dl_index *ix, uint32_t id)
     return atomic_load_explicit(&ix->frames[id], memory_order_acquire);
 }
 
-void frame_free(dl_index *ix, frame *f)
-{
-    (void)ix;
-    free(f);
-}
-
 static frame *frame_new(uint32_t dim, const dl_tile *tile)
 {
     size_t floats = tile ? 3 * (size_t)dim * sizeof(float) : 0, counts = tile ? 16 * (size_t)dim * sizeof(int64_t) : 0;
@@ -32,19 +26,21 @@ static frame *frame_new(uint32_t dim, const dl_tile *tile)
     memcpy(f->scale, tile->scale, dim * sizeof(float));
     for (uint32_t d = 0; d < dim; d++)
         f->inv_scale[d] = 1 / f->scale[d];
-    memcpy(f->edges, tile->edges, sizeof f->edges);
+    dl_grid_of(tile->edges, &f->grid);
     memcpy(f->table8, tile->table8, sizeof f->table8);
-    memcpy(f->table4, tile->table4, sizeof f->table4);
+    memcpy(f->table5, tile->table5, sizeof f->table5);
     float largest = 0;
-    for (int c = 0; c < 256; c++)
+    for (int c = 0; c < 256; c++) {
         largest = fmaxf(largest, fabsf(f->table8[c]));
+        f->whole5[c] = f->table5[c >> 3];
+    }
     f->step8 = largest / 4096;
     for (int c = 0; c < 256; c++)
         f->int8table[c] = (int16_t)lrintf(f->table8[c] / f->step8);
-    f->low4 = f->table4[0];
-    f->step4 = (f->table4[15] - f->table4[0]) / 127;
-    for (int c = 0; c < 16; c++)
-        f->int4table[c] = (uint8_t)lrintf((f->table4[c] - f->low4) / f->step4);
+    f->low5 = f->table5[0];
+    f->step5 = (f->table5[31] - f->table5[0]) / 127;
+    for (int c = 0; c < 32; c++)
+        f->int5table[c] = (uint8_t)lrintf((f->table5[c] - f->low5) / f->step5);
     return f;
 }
 
@@ -62,7 +58,7 @@ static bool usable(const dl_tile *tile, uint32_t dim)
         if (!isfinite(tile->mean[d]) || !isfinite(tile->scale[d]) || !(tile->scale[d] > 0) ||
             !isfinite(1 / tile->scale[d]))
             return false;
-    return ascending(tile->edges, 255) && ascending(tile->table8, 256) && ascending(tile->table4, 16);
+    return ascending(tile->edges, 255) && ascending(tile->table8, 256) && ascending(tile->table5, 32);
 }
 
 int dl_frame_open(dl_index *ix, uint32_t id, const dl_tile *tile)
@@ -72,49 +68,49 @@ int dl_frame_open(dl_index *ix, uint32_t id, const dl_tile *tile)
     frame *f = frame_new(ix->config.dim, tile);
     if (!f)
         return DL_ENOMEM;
-    pthread_mutex_lock(&ix->writer);
+    take_structure(ix);
     bool taken = frame_of(ix, id) != NULL;
     if (!taken)
         atomic_store(&ix->frames[id], f);
-    pthread_mutex_unlock(&ix->writer);
+    leave_structure(ix);
     if (taken)
-        frame_free(ix, f);
+        free(f);
     return taken ? DL_EBUSY : DL_OK;
 }
 
 /* A float frame stays while a float block stands, even an empty one: whatever is written there next is floats. */
 int dl_frame_close(dl_index *ix, uint32_t id)
 {
-    pthread_mutex_lock(&ix->writer);
+    take_structure(ix);
     frame *f = id < DL_FRAMES ? frame_of(ix, id) : NULL;
     int code = !f ? DL_EINVAL : f->rows || id == ix->write_frame ? DL_EBUSY : DL_OK;
     for (uint32_t s = 0; code == DL_OK && f->is_float && s < atomic_load(&ix->slab_count); s++)
-        if (atomic_load(&atomic_load(&ix->slabs[s])->block)->is_float)
+        if (atomic_load(&ix->slabs[s])->block->is_float)
             code = DL_EBUSY;
     if (code == DL_OK) {
         atomic_store(&ix->frames[id], NULL);
         retire(ix, &f->link, true);
     }
-    pthread_mutex_unlock(&ix->writer);
+    leave_structure(ix);
     return code;
 }
 
 int dl_frame_write(dl_index *ix, uint32_t id)
 {
-    pthread_mutex_lock(&ix->writer);
+    take_structure(ix);
     int code = id < DL_FRAMES && frame_of(ix, id) ? DL_OK : DL_EINVAL;
     /* a tile block cannot take floats: there is no way back */
     if (code == DL_OK && frame_of(ix, id)->is_float && !frame_of(ix, ix->write_frame)->is_float)
         code = DL_EINVAL;
     if (code == DL_OK)
         ix->write_frame = id;
-    pthread_mutex_unlock(&ix->writer);
+    leave_structure(ix);
     return code;
 }
 
 int dl_frame_counts(dl_index *ix, uint32_t id, int64_t *counts, uint64_t *rows)
 {
-    pthread_mutex_lock(&ix->writer);
+    take_structure(ix);
     frame *f = id < DL_FRAMES ? frame_of(ix, id) : NULL;
     if (f) {
         size_t bytes = 16 * (size_t)ix->config.dim * sizeof *counts;
@@ -124,14 +120,14 @@ int dl_frame_counts(dl_index *ix, uint32_t id, int64_t *counts, uint64_t *rows)
             memcpy(counts, f->counts, bytes);
         *rows = f->rows;
     }
-    pthread_mutex_unlock(&ix->writer);
+    leave_structure(ix);
     return f ? DL_OK : DL_EINVAL;
 }
 
 /* ---- re-encoding ---- */
 
 typedef struct {
-    uint64_t birth[DL_SLAB]; /* of the version encoded; 0: none was */
+    uint64_t row[DL_SLAB]; /* that was encoded; NO_ROW: none was. Row ids are never used again, so they tell versions apart */
     float *plain, *turned;
     uint8_t *codes;
 } copying;
@@ -143,7 +139,7 @@ static bool encode_slot(dl_index *ix, block *to, const block *from, uint32_t i, 
     if (raw)
         to_plain(ix, raw, c->plain);
     else if (from->is_float)
-        memcpy(c->plain, from->rows + (size_t)i * ix->config.dim, ix->config.dim * sizeof(float));
+        memcpy(c->plain, block_head(ix, from, i) + 1, ix->config.dim * sizeof(float));
     else
         return false;
     block_put(ix, to, i, id, c->plain, c->turned, c->codes);
@@ -152,54 +148,50 @@ static bool encode_slot(dl_index *ix, block *to, const block *from, uint32_t i, 
 
 static void keep_slot(const dl_index *ix, block *to, const block *from, uint32_t i)
 {
-    size_t half = ix->padded / 2;
-    to->frames[i] = from->frames[i];
-    to->norm4[i] = from->norm4[i];
-    to->norm8[i] = from->norm8[i];
-    memcpy(to->high + i * half, from->high + i * half, half);
-    memcpy(to->low + i * half, from->low + i * half, half);
+    memcpy(to->rows + (size_t)i * ix->row_bytes, from->rows + (size_t)i * ix->row_bytes, ix->row_bytes);
+    memcpy(to->lows + (size_t)i * ix->low_bytes, from->lows + (size_t)i * ix->low_bytes, ix->low_bytes);
 }
 
-/* Encode without the lock what stands still, then under it what moved meanwhile, and publish. */
-static int reencode(dl_index *ix, uint32_t number, uint32_t id, block *to, copying *c)
+/* Take the slab's rows and codes into the counts of their frames, or out of them. */
+static void count_slab(dl_index *ix, uint32_t number, int sign, uint8_t *codes)
+{
+    const slab *s = atomic_load(&ix->slabs[number]);
+    for (uint32_t i = 0; i < DL_SLAB; i++) {
+        if (s->state[i] == SLOT_LIVE)
+            count_codes(ix, number * DL_SLAB + i, sign, codes);
+        if (s->state[i] != SLOT_FREE)
+            frame_of(ix, block_head(ix, s->block, i)->frame)->rows += (uint64_t)(int64_t)sign;
+    }
+}
+
+/* Encode beside everybody else what stands still, then alone what moved meanwhile, and publish. */
+static void reencode(dl_index *ix, uint32_t number, uint32_t id, block *to, copying *c)
 {
     slab *s = atomic_load(&ix->slabs[number]);
     for (uint32_t i = 0; i < DL_SLAB; i++) {
-        uint64_t birth = atomic_load(&s->birth[i]), row = atomic_load(&s->row[i]);
-        /* a row read beside its slot's reuse would belong to another version: the birth tells */
-        if (birth == NEVER || row == NO_ROW || atomic_load(&s->birth[i]) != birth || !raw_of(ix, row))
+        c->row[i] = atomic_load(&s->row[i]);
+        if (c->row[i] == NO_ROW || !raw_of(ix, c->row[i]))
             continue;
-        to_plain(ix, raw_of(ix, row), c->plain);
+        to_plain(ix, raw_of(ix, c->row[i]), c->plain);
         block_put(ix, to, i, id, c->plain, c->turned, c->codes);
-        c->birth[i] = birth;
     }
-    pthread_mutex_lock(&ix->writer);
-    block *from = atomic_load(&s->block);
+    take_structure(ix);
+    block *from = s->block;
     for (uint32_t i = 0; i < DL_SLAB; i++) {
         if (s->state[i] == SLOT_FREE)
             continue;
-        bool done = c->birth[i] && c->birth[i] == atomic_load(&s->birth[i]);
-        if (!done && !encode_slot(ix, to, from, i, atomic_load(&s->row[i]), id, c))
+        uint64_t row = atomic_load(&s->row[i]);
+        bool done = row != NO_ROW && row == c->row[i] && raw_of(ix, row);
+        if (!done && !encode_slot(ix, to, from, i, row, id, c))
             keep_slot(ix, to, from, i);
+        atomic_store(&block_head(ix, to, i)->flags, flags_of(block_head(ix, from, i)));
     }
-    for (uint32_t i = 0; i < DL_SLAB; i++) {
-        if (s->state[i] == SLOT_LIVE)
-            count_codes(ix, number * DL_SLAB + i, -1);
-        if (s->state[i] != SLOT_FREE)
-            frame_of(ix, from->frames[i])->rows--;
-    }
-    atomic_store(&s->block, to);
-    ix->block_bytes += to->bytes;
-    for (uint32_t i = 0; i < DL_SLAB; i++) {
-        if (s->state[i] == SLOT_LIVE)
-            count_codes(ix, number * DL_SLAB + i, 1);
-        if (s->state[i] != SLOT_FREE)
-            frame_of(ix, to->frames[i])->rows++;
-    }
-    s->version++;
+    count_slab(ix, number, -1, c->codes);
+    block_publish(ix, number, to);
+    count_slab(ix, number, 1, c->codes);
+    atomic_fetch_add(&s->version, 1);
     retire(ix, &from->link, false);
-    pthread_mutex_unlock(&ix->writer);
-    return DL_OK;
+    leave_structure(ix);
 }
 
 /* The caller does not close frame `id` meanwhile. */
@@ -209,17 +201,14 @@ int dl_reencode(dl_index *ix, uint32_t number, uint32_t id)
         frame_of(ix, ix->write_frame)->is_float)
         return DL_EINVAL;
     size_t dim = ix->config.dim;
-    copying *c = dl_zalloc(sizeof *c + dim * (2 * sizeof(float) + 1));
-    block *to = block_new(ix, false);
-    int code = DL_ENOMEM;
-    if (c && to) {
+    copying *c = dl_zalloc(sizeof *c + dim * 2 * sizeof(float) + ix->padded);
+    block *to = c ? block_new(ix, false) : NULL;
+    if (to) {
         c->plain = (float *)(c + 1);
         c->turned = c->plain + dim;
         c->codes = (uint8_t *)(c->turned + dim);
-        code = reencode(ix, number, id, to, c);
+        reencode(ix, number, id, to, c);
     }
     free(c);
-    if (code != DL_OK)
-        free(to);
-    return code;
+    return to ? DL_OK : DL_ENOMEM;
 }

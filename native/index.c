@@ -1,7 +1,12 @@
-/* Life, and writing: one writer at a time under ix->writer; what it does becomes visible at a tick of the clock. */
+/* Life, and writing: each change becomes visible at a tick of the clock. */
 #include <math.h>
 
 #include "internal.h"
+
+static uint32_t rounded(size_t bytes, uint32_t unit)
+{
+    return (uint32_t)((bytes + unit - 1) / unit * unit);
+}
 
 int dl_open(const dl_config *config, dl_index **out)
 {
@@ -12,26 +17,27 @@ int dl_open(const dl_config *config, dl_index **out)
     if (!ix)
         return DL_ENOMEM;
     ix->config = *config;
-    ix->padded = (config->dim + 31) & ~31u;
-    ix->links0 = 1 + 2 * config->m;
-    ix->links1 = 1 + config->m;
+    ix->padded = rounded(config->dim, 32);
+    ix->row_bytes = rounded(sizeof(head) + ix->padded / 8 + ix->padded / 2, 32); /* half a line: no row splits more lines than it must */
+    ix->low_bytes = ix->padded / 8 * 3;
+    ix->float_bytes = (uint32_t)(sizeof(head) + config->dim * sizeof(float));
+    ix->links0 = 2 * config->m;
     ix->level_factor = 1 / log(config->m);
-    pthread_mutex_init(&ix->writer, NULL);
-    pthread_mutex_init(&ix->map_lock, NULL);
+    pthread_mutex_init(&ix->gate, NULL);
+    pthread_mutex_init(&ix->leaving, NULL);
+    pthread_cond_init(&ix->left, NULL);
+    pthread_mutex_init(&ix->commit, NULL);
+    pthread_mutex_init(&ix->pages, NULL);
     atomic_store(&ix->clock, 1);
     atomic_store(&ix->entry, NONE);
+    ix->places = dl_zalloc(MAX_SLABS * sizeof *ix->places);
     ix->slabs = dl_zalloc(MAX_SLABS * sizeof *ix->slabs);
     ix->segments = dl_zalloc(MAX_SEGMENTS * sizeof *ix->segments);
     ix->segment_rows = dl_zalloc(MAX_SEGMENTS * sizeof *ix->segment_rows);
-    ix->turned = dl_zalloc(config->dim * (2 * sizeof(float) + 1));
-    ix->own = dl_zalloc(sizeof *ix->own);
-    if (!ix->slabs || !ix->segments || !ix->segment_rows || !ix->turned || !ix->own || probe_init(ix, &ix->own->query) != DL_OK ||
-        probe_init(ix, &ix->other) != DL_OK || probe_init(ix, &ix->third) != DL_OK) {
+    if (!ix->places || !ix->slabs || !ix->segments || !ix->segment_rows) {
         dl_close(ix);
         return DL_ENOMEM;
     }
-    ix->plain = ix->turned + config->dim;
-    ix->codes = (uint8_t *)(ix->plain + config->dim);
     *out = ix;
     return DL_OK;
 }
@@ -47,44 +53,45 @@ void dl_close(dl_index *ix)
         free(atomic_load(&ix->frames[i]));
     for (reader *r = atomic_load(&ix->readers), *next; r; r = next) {
         next = r->next;
-        reader_free(r);
+        reader_free(ix, r);
     }
-    if (ix->own)
-        reader_free(ix->own);
-    probe_free(&ix->other);
-    probe_free(&ix->third);
+    pages_free(ix);
+    free(ix->places);
     free((void *)ix->slabs);
     free((void *)ix->segments);
     free(ix->segment_rows);
-    free(ix->turned);
     free(ix->buckets);
     free(ix->free_slots);
+    free(ix->fresh.items);
     free(ix->dead.items);
     free(ix->limbo.items);
     free(ix->round);
-    pthread_mutex_destroy(&ix->writer);
-    pthread_mutex_destroy(&ix->map_lock);
+    pthread_mutex_destroy(&ix->gate);
+    pthread_mutex_destroy(&ix->leaving);
+    pthread_cond_destroy(&ix->left);
+    pthread_mutex_destroy(&ix->commit);
+    pthread_mutex_destroy(&ix->pages);
     free(ix);
 }
 
 void dl_lock(dl_index *ix)
 {
-    pthread_mutex_lock(&ix->writer);
+    take_structure(ix);
 }
 
 void dl_unlock(dl_index *ix)
 {
-    pthread_mutex_unlock(&ix->writer);
+    leave_structure(ix);
 }
 
 int dl_attach(dl_index *ix, uint32_t segment, const float *base, uint32_t rows)
 {
     if (segment >= MAX_SEGMENTS || !base || !rows)
         return DL_EINVAL;
-    pthread_mutex_lock(&ix->writer);
+    take_structure(ix);
     ix->segment_rows[segment] = rows;
     atomic_store(&ix->segments[segment], base);
-    pthread_mutex_unlock(&ix->writer);
+    leave_structure(ix);
     return DL_OK;
 }
 
@@ -92,7 +99,7 @@ int dl_detach(dl_index *ix, uint32_t segment)
 {
     if (segment >= MAX_SEGMENTS)
         return DL_EINVAL;
-    pthread_mutex_lock(&ix->writer);
+    take_structure(ix);
     int code = DL_OK;
     for (uint32_t slot = 0; code == DL_OK && slot < atomic_load(&ix->slot_count); slot++)
         if (state_of(ix, slot) != SLOT_FREE &&
@@ -102,102 +109,182 @@ int dl_detach(dl_index *ix, uint32_t segment)
         code = DL_EBUSY; /* a reader may have taken the address */
     if (code == DL_OK)
         atomic_store(&ix->segments[segment], NULL);
-    pthread_mutex_unlock(&ix->writer);
+    leave_structure(ix);
     return code;
 }
 
 /* ---- upsert ---- */
 
-static record *record_new(const uint8_t *key, size_t key_size, const uint8_t *payload, size_t payload_size)
+typedef struct {
+    const uint8_t *key, *payload;
+    size_t key_size, payload_size;
+    const float *vector;
+    uint64_t row;
+    uint32_t hash;
+    uint8_t level;
+} item;
+
+enum { ALONE_NEEDED = 1 }; /* of insertion: nothing was changed, and the structure must be held alone */
+
+static size_t record_bytes(const dl_index *ix, const item *new)
 {
-    record *r = dl_alloc(sizeof *r + key_size + payload_size);
+    return sizeof(record) + new->level * ix->config.m * sizeof(uint32_t) + new->key_size + new->payload_size;
+}
+
+static record *record_new(const dl_index *ix, const item *new)
+{
+    record *r = dl_alloc(record_bytes(ix, new));
     if (!r)
         return NULL;
-    r->key_size = (uint16_t)key_size;
-    r->payload_size = (uint32_t)payload_size;
-    memcpy(r->bytes, key, key_size);
-    if (payload_size)
-        memcpy(r->bytes + key_size, payload, payload_size);
+    r->key_size = (uint16_t)new->key_size;
+    r->payload_size = (uint32_t)new->payload_size;
+    r->level = new->level;
+    memset((void *)r->upper, 0xFF, new->level * ix->config.m * sizeof(uint32_t));
+    memcpy(key_of(ix, r), new->key, new->key_size);
+    if (new->payload_size)
+        memcpy(key_of(ix, r) + new->key_size, new->payload, new->payload_size);
     return r;
 }
 
 /* Geometric, from the seed and the count of insertions: the same order gives the same graph. */
 static uint8_t level_draw(dl_index *ix)
 {
+    pthread_mutex_lock(&ix->commit);
     uint64_t bits = dl_mix(ix->config.seed ^ dl_mix(ix->inserted++));
+    pthread_mutex_unlock(&ix->commit);
     double uniform = ((double)(bits >> 11) + 1) * 0x1p-53;
     double level = -log(uniform) * ix->level_factor;
     return level < MAX_LEVEL ? (uint8_t)level : MAX_LEVEL;
 }
 
-/* What became visible at `now`: the slot, and with it the end of the version before. */
-static void commit(dl_index *ix, uint32_t old, uint32_t slot, uint32_t hash)
+/* A slot and room for everything that committing will need; commit lock. */
+static int reserve(dl_index *ix, uint32_t *slot)
 {
-    slab *s = slab_of(ix, slot);
-    uint64_t now = atomic_load(&ix->clock) + 1;
-    s->state[slot & SLAB_MASK] = SLOT_LIVE;
-    count_codes(ix, slot, 1);
-    pthread_mutex_lock(&ix->map_lock);
-    map_set(ix, old, slot, hash);
-    atomic_store(&s->birth[slot & SLAB_MASK], now);
-    if (old != NONE)
-        atomic_store(&slab_of(ix, old)->death[old & SLAB_MASK], now);
-    atomic_store(&ix->clock, now);
-    pthread_mutex_unlock(&ix->map_lock);
-    if (old == NONE) {
-        atomic_fetch_add(&ix->live, 1);
-        return;
-    }
-    slab_of(ix, old)->state[old & SLAB_MASK] = SLOT_DEAD;
-    touch(ix, old);
-    count_codes(ix, old, -1);
-    queue_push(&ix->dead, old, now);
+    int code = map_reserve(ix);
+    if (code == DL_OK)
+        code = queue_reserve(&ix->dead, ix->linking + 1);
+    if (code == DL_OK)
+        code = queue_reserve(&ix->fresh, ix->linking + 1);
+    if (code == DL_OK)
+        code = slot_take(ix, slot);
+    ix->linking += code == DL_OK;
+    return code;
 }
 
-static int upsert_one(dl_index *ix, const uint8_t *key, size_t key_size, const uint8_t *payload, size_t payload_size,
-                      const float *vector, uint64_t row)
+/* Slots whose birth every reader has seen need not be compared any more. Commit lock. */
+static void settle(dl_index *ix)
 {
-    uint32_t hash = key_hash(key, key_size), slot = NONE;
-    int code = map_reserve(ix);
-    if (code != DL_OK || (code = queue_reserve(&ix->dead, 1)) != DL_OK)
+    queue *q = &ix->fresh;
+    uint64_t oldest = oldest_pin(ix);
+    for (; q->start < q->end && q->items[q->start].stamp <= oldest; q->start++) {
+        uint32_t slot = q->items[q->start].slot;
+        if (get(&slab_of(ix, slot)->birth[slot & SLAB_MASK]) == (uint32_t)q->items[q->start].stamp)
+            atomic_fetch_and_explicit(&head_of(ix, slot)->flags, (uint8_t)~FRESH, memory_order_release);
+    }
+}
+
+/* A version ends at `now`; commit lock. */
+static void end_version(dl_index *ix, reader *r, uint32_t slot, uint64_t now)
+{
+    put(&slab_of(ix, slot)->death[slot & SLAB_MASK], (uint32_t)now);
+    atomic_fetch_or_explicit(&head_of(ix, slot)->flags, DEAD, memory_order_release);
+    set_state(ix, slot, SLOT_DEAD);
+    touch(ix, slot);
+    count_codes(ix, slot, -1, r->codes);
+    queue_push(&ix->dead, slot, now);
+}
+
+/* What becomes visible at one tick: the slot, and with it the end of the version before. */
+static void commit(dl_index *ix, reader *r, uint32_t slot, const item *new)
+{
+    pthread_mutex_lock(&ix->commit);
+    uint64_t now = atomic_load(&ix->clock) + 1;
+    uint32_t old = map_find(ix, new->key, new->key_size, new->hash);
+    put(&slab_of(ix, slot)->birth[slot & SLAB_MASK], (uint32_t)now);
+    atomic_store_explicit(&head_of(ix, slot)->flags, FRESH, memory_order_release);
+    set_state(ix, slot, SLOT_LIVE);
+    count_codes(ix, slot, 1, r->codes);
+    queue_push(&ix->fresh, slot, now);
+    map_set(ix, old, slot, new->hash);
+    if (old == NONE)
+        atomic_fetch_add(&ix->live, 1);
+    else
+        end_version(ix, r, old, now);
+    ix->linking--;
+    atomic_store(&ix->clock, now);
+    settle(ix);
+    pthread_mutex_unlock(&ix->commit);
+}
+
+static void undo(dl_index *ix, uint32_t slot)
+{
+    pthread_mutex_lock(&ix->commit);
+    slot_release(ix, slot);
+    ix->linking--;
+    pthread_mutex_unlock(&ix->commit);
+}
+
+/* With the structure shared, or alone. */
+static int insert_item(dl_index *ix, reader *r, const item *new, bool alone, uint32_t *out)
+{
+    uint32_t slot = NONE;
+    record *made = record_new(ix, new);
+    if (!made)
+        return DL_ENOMEM;
+    pthread_mutex_lock(&ix->commit);
+    int code = reserve(ix, &slot);
+    block *b = code == DL_OK ? slab_of(ix, slot)->block : NULL;
+    /* a float block is written in floats until it is re-encoded, whatever the write frame is by now */
+    uint32_t id = ix->write_frame;
+    for (uint32_t f = 0; b && b->is_float && f < DL_FRAMES; f++)
+        if (frame_of(ix, f) && frame_of(ix, f)->is_float)
+            id = f;
+    if (code == DL_OK)
+        frame_of(ix, id)->rows++;
+    pthread_mutex_unlock(&ix->commit);
+    if (code != DL_OK) {
+        free(made);
         return code;
-    uint32_t old = map_find(ix, key, key_size, hash);
-    uint8_t level = level_draw(ix);
-    record *r = record_new(key, key_size, payload, payload_size);
-    size_t upper_bytes = level * ix->links1 * sizeof(uint32_t);
-    _Atomic uint32_t *upper = level ? dl_zalloc(upper_bytes) : NULL;
-    if (!r || (level && !upper) || (code = slot_take(ix, &slot)) != DL_OK) {
-        free(r);
-        free((void *)upper);
-        return code ? code : DL_ENOMEM;
     }
     slab *s = slab_of(ix, slot);
     uint32_t i = slot & SLAB_MASK;
-    block *b = atomic_load(&s->block);
-    /* a float block is written in floats until it is re-encoded, whatever the write frame is by now */
-    uint32_t id = ix->write_frame;
-    for (uint32_t f = 0; b->is_float && f < DL_FRAMES; f++)
-        if (frame_of(ix, f) && frame_of(ix, f)->is_float)
-            id = f;
-    to_plain(ix, vector, ix->plain);
-    block_put(ix, b, i, id, ix->plain, ix->turned, ix->codes);
-    frame_of(ix, id)->rows++;
-    atomic_store(&s->records[i], r);
-    ix->key_bytes += sizeof *r + key_size + payload_size;
-    s->level[i] = level;
-    atomic_store(&s->upper[i], upper);
-    ix->link_bytes += upper_bytes;
-    atomic_store(&s->row[i], row);
-    s->state[i] = SLOT_UNLINKING; /* occupied, and no neighbour to anybody yet */
-    s->version++;
-    probe_vector(ix, &ix->own->query, ix->plain);
-    code = insert_node(ix, slot);
+    to_plain(ix, new->vector, r->plain);
+    block_put(ix, b, i, id, r->plain, r->turned, r->codes);
+    atomic_store_explicit(&block_head(ix, b, i)->flags, UNBORN, memory_order_release);
+    atomic_store(&s->records[i], made);
+    atomic_fetch_add(&ix->key_bytes, record_bytes(ix, new));
+    s->level[i] = new->level;
+    atomic_store(&s->row[i], new->row);
+    set_state(ix, slot, SLOT_UNLINKING); /* occupied, and nobody's parent yet */
+    touch(ix, slot);
+    probe_vector(ix, &r->query, r->plain);
+    code = insert_node(ix, r, slot, alone);
     if (code != DL_OK) {
-        slot_release(ix, slot);
+        undo(ix, slot);
         return code;
     }
-    commit(ix, old, slot, hash);
+    commit(ix, r, slot, new);
+    *out = slot;
     return DL_OK;
+}
+
+static int upsert_one(dl_index *ix, reader *r, item *new, uint32_t *slot)
+{
+    new->hash = key_hash(new->key, new->key_size);
+    new->level = level_draw(ix);
+    int code = ALONE_NEEDED;
+    share_structure(ix);
+    if (frame_of(ix, ix->write_frame) == NULL || !row_exists(ix, new->row))
+        code = DL_EINVAL;
+    else if (get(&ix->entry) != NONE && new->level <= level_of(ix, get(&ix->entry)))
+        code = insert_item(ix, r, new, false, slot);
+    unshare_structure(ix);
+    if (code == ALONE_NEEDED) {
+        take_structure(ix);
+        code = insert_item(ix, r, new, true, slot);
+        leave_structure(ix);
+    }
+    return code;
 }
 
 bool row_exists(const dl_index *ix, uint64_t row)
@@ -227,21 +314,35 @@ bool all_finite(const float *x, size_t n)
 }
 
 int dl_upsert(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, const uint8_t *payloads,
-              const uint64_t *payload_offsets, const float *vectors, const uint64_t *rows)
+              const uint64_t *payload_offsets, const float *vectors, const uint64_t *rows, uint32_t *slots)
 {
     size_t dim = ix->config.dim;
     if (!sizes_fit(n, key_offsets, payloads ? payload_offsets : NULL) || !all_finite(vectors, n * dim))
         return DL_EINVAL;
-    pthread_mutex_lock(&ix->writer);
+    share_structure(ix);
     int code = frame_of(ix, ix->write_frame) ? DL_OK : DL_EINVAL;
     for (size_t i = 0; code == DL_OK && rows && i < n; i++)
         code = row_exists(ix, rows[i]) ? DL_OK : DL_EINVAL;
-    for (size_t i = 0; code == DL_OK && i < n; i++)
-        code = upsert_one(ix, keys + key_offsets[i], key_offsets[i + 1] - key_offsets[i],
-                          payloads ? payloads + payload_offsets[i] : NULL,
-                          payloads ? payload_offsets[i + 1] - payload_offsets[i] : 0, vectors + i * dim,
-                          rows ? rows[i] : NO_ROW);
-    pthread_mutex_unlock(&ix->writer);
+    unshare_structure(ix);
+    reader *r = code == DL_OK ? reader_enter(ix, NULL) : NULL;
+    if (code == DL_OK && !r)
+        code = DL_ENOMEM;
+    for (size_t i = 0; code == DL_OK && i < n; i++) {
+        item new = {
+            .key = keys + key_offsets[i],
+            .key_size = key_offsets[i + 1] - key_offsets[i],
+            .payload = payloads ? payloads + payload_offsets[i] : NULL,
+            .payload_size = payloads ? payload_offsets[i + 1] - payload_offsets[i] : 0,
+            .vector = vectors + i * dim,
+            .row = rows ? rows[i] : NO_ROW,
+        };
+        uint32_t slot;
+        code = upsert_one(ix, r, &new, &slot);
+        if (code == DL_OK && slots)
+            slots[i] = slot;
+    }
+    if (r)
+        reader_leave(r);
     return code;
 }
 
@@ -251,55 +352,60 @@ int dl_unchanged(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *ke
     size_t dim = ix->config.dim;
     if (!sizes_fit(n, key_offsets, payloads ? payload_offsets : NULL))
         return DL_EINVAL;
-    pthread_mutex_lock(&ix->writer);
+    share_structure(ix);
     for (size_t i = 0; i < n; i++) {
         const uint8_t *key = keys + key_offsets[i];
         size_t size = key_offsets[i + 1] - key_offsets[i];
         size_t payload_size = payloads ? payload_offsets[i + 1] - payload_offsets[i] : 0;
+        pthread_mutex_lock(&ix->commit);
         uint32_t slot = map_find(ix, key, size, key_hash(key, size));
+        pthread_mutex_unlock(&ix->commit);
         same[i] = 0;
         if (slot == NONE)
             continue;
-        slab *s = slab_of(ix, slot);
-        const record *r = atomic_load(&s->records[slot & SLAB_MASK]);
-        const float *raw = raw_of(ix, atomic_load(&s->row[slot & SLAB_MASK]));
+        record *r = record_of(ix, slot);
+        const float *raw = raw_of(ix, atomic_load(&slab_of(ix, slot)->row[slot & SLAB_MASK]));
         same[i] = raw && r->payload_size == payload_size && memcmp(raw, vectors + i * dim, dim * sizeof *raw) == 0 &&
-                  (!payload_size || memcmp(r->bytes + r->key_size, payloads + payload_offsets[i], payload_size) == 0);
+                  (!payload_size || memcmp(key_of(ix, r) + r->key_size, payloads + payload_offsets[i], payload_size) == 0);
     }
-    pthread_mutex_unlock(&ix->writer);
+    unshare_structure(ix);
     return DL_OK;
 }
 
 /* ---- delete ---- */
 
-int dl_delete(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, uint64_t *deleted)
+static int delete_one(dl_index *ix, reader *r, const uint8_t *key, size_t size, uint64_t *deleted)
 {
-    if (!sizes_fit(n, key_offsets, NULL))
-        return DL_EINVAL;
-    int code = DL_OK;
-    *deleted = 0;
-    pthread_mutex_lock(&ix->writer);
-    for (size_t i = 0; i < n && (code = queue_reserve(&ix->dead, 1)) == DL_OK; i++) {
-        const uint8_t *key = keys + key_offsets[i];
-        size_t size = key_offsets[i + 1] - key_offsets[i];
-        uint32_t hash = key_hash(key, size), slot = map_find(ix, key, size, hash);
-        if (slot == NONE)
-            continue;
-        slab *s = slab_of(ix, slot);
+    uint32_t hash = key_hash(key, size);
+    pthread_mutex_lock(&ix->commit);
+    int code = queue_reserve(&ix->dead, ix->linking + 1);
+    uint32_t slot = code == DL_OK ? map_find(ix, key, size, hash) : NONE;
+    if (slot != NONE) {
         uint64_t now = atomic_load(&ix->clock) + 1;
-        pthread_mutex_lock(&ix->map_lock);
         map_remove(ix, slot, hash);
-        atomic_store(&s->death[slot & SLAB_MASK], now);
-        atomic_store(&ix->clock, now);
-        pthread_mutex_unlock(&ix->map_lock);
+        end_version(ix, r, slot, now);
         atomic_fetch_sub(&ix->live, 1);
-        s->state[slot & SLAB_MASK] = SLOT_DEAD;
-        s->version++;
-        count_codes(ix, slot, -1);
-        queue_push(&ix->dead, slot, now);
+        atomic_store(&ix->clock, now);
         ++*deleted;
     }
-    pthread_mutex_unlock(&ix->writer);
+    pthread_mutex_unlock(&ix->commit);
+    return code;
+}
+
+int dl_delete(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, uint64_t *deleted)
+{
+    *deleted = 0;
+    if (!sizes_fit(n, key_offsets, NULL))
+        return DL_EINVAL;
+    reader *r = reader_enter(ix, NULL);
+    int code = r ? DL_OK : DL_ENOMEM;
+    for (size_t i = 0; code == DL_OK && i < n; i++) {
+        share_structure(ix);
+        code = delete_one(ix, r, keys + key_offsets[i], key_offsets[i + 1] - key_offsets[i], deleted);
+        unshare_structure(ix);
+    }
+    if (r)
+        reader_leave(r);
     return code;
 }
 
@@ -319,16 +425,16 @@ int dl_slab(dl_index *ix, uint32_t number, dl_slab_info *out)
 {
     if (number >= atomic_load(&ix->slab_count))
         return DL_EINVAL;
-    pthread_mutex_lock(&ix->writer);
+    take_structure(ix);
     slab *s = atomic_load(&ix->slabs[number]);
-    const block *b = atomic_load(&s->block);
-    *out = (dl_slab_info){.used = s->used, .is_float = b->is_float, .version = s->version};
+    const block *b = s->block;
+    *out = (dl_slab_info){.used = s->used, .is_float = b->is_float, .version = atomic_load(&s->version)};
     for (uint32_t i = 0; i < s->used; i++) {
         out->live += s->state[i] == SLOT_LIVE;
         if (s->state[i] != SLOT_FREE)
-            out->rows[b->frames[i]]++;
+            out->rows[block_head(ix, b, i)->frame]++;
     }
-    pthread_mutex_unlock(&ix->writer);
+    leave_structure(ix);
     return DL_OK;
 }
 
@@ -336,17 +442,16 @@ static int slab_rows(dl_index *ix, uint32_t number, bool dead_too, uint64_t *row
 {
     if (number >= atomic_load(&ix->slab_count))
         return DL_EINVAL;
-    pthread_mutex_lock(&ix->writer);
+    take_structure(ix);
     slab *s = atomic_load(&ix->slabs[number]);
-    const block *b = atomic_load(&s->block);
     *count = 0;
     for (uint32_t i = 0; i < s->used; i++)
         if (s->state[i] == SLOT_LIVE || (dead_too && s->state[i] != SLOT_FREE)) {
             if (frames)
-                frames[*count] = b->frames[i];
+                frames[*count] = block_head(ix, s->block, i)->frame;
             rows[(*count)++] = atomic_load(&s->row[i]);
         }
-    pthread_mutex_unlock(&ix->writer);
+    leave_structure(ix);
     return DL_OK;
 }
 
@@ -362,7 +467,7 @@ int dl_occupied_rows(dl_index *ix, uint32_t number, uint64_t *rows, uint32_t *co
 
 void dl_usage_of(dl_index *ix, dl_usage *out)
 {
-    pthread_mutex_lock(&ix->writer);
+    take_structure(ix);
     uint32_t slabs = atomic_load(&ix->slab_count);
     *out = (dl_usage){
         .live = atomic_load(&ix->live),
@@ -371,18 +476,17 @@ void dl_usage_of(dl_index *ix, dl_usage *out)
         .dead = ix->dead.end - ix->dead.start + ix->limbo.end - ix->limbo.start + ix->round_size,
         .codes = ix->block_bytes,
         .links = ix->link_bytes,
-        .keys = ix->key_bytes + (ix->buckets ? (ix->bucket_mask + 1) * sizeof(bucket) : 0),
+        .keys = ix->key_bytes + (ix->buckets ? (ix->bucket_mask + 1) * sizeof *ix->buckets : 0),
         .meta = slabs * sizeof(slab) + ix->free_capacity * sizeof(uint32_t) +
-                (ix->dead.capacity + ix->limbo.capacity) * sizeof(stamped),
+                (ix->fresh.capacity + ix->dead.capacity + ix->limbo.capacity) * sizeof(stamped),
     };
     for (reader *r = atomic_load(&ix->readers); r; r = r->next)
-        out->scratch += sizeof *r; /* the visited sets belong to searches under way: counted by their slabs */
-    out->scratch += slabs * DL_SLAB * sizeof(uint16_t);
+        out->scratch += sizeof *r + slabs * (DL_SLAB / 8 + 1);
     out->total = out->codes + out->links + out->keys + out->meta + out->scratch;
-    pthread_mutex_unlock(&ix->writer);
+    leave_structure(ix);
 }
 
 uint64_t dl_version(dl_index *ix, uint32_t number)
 {
-    return number < atomic_load(&ix->slab_count) ? atomic_load(&ix->slabs[number])->version : 0;
+    return number < atomic_load(&ix->slab_count) ? atomic_load(&atomic_load(&ix->slabs[number])->version) : 0;
 }

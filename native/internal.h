@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "driftline.h"
+#include "kernels.h"
 
 #define NONE UINT32_MAX
 #define NEVER UINT64_MAX
@@ -29,21 +30,6 @@ static inline uint64_t dl_mix(uint64_t z)
     return z ^ (z >> 31);
 }
 
-/* ---- kernels.c: one table of functions, chosen once ---- */
-typedef struct {
-    const char *name;
-    /* Sum of weights[i] * table[nibble i]; n a multiple of 32. |sum| <= 127 * 127 * 4096 < 2^31. */
-    int32_t (*dot4)(const uint8_t *plane, const int8_t *weights, const uint8_t *table, size_t n);
-    /* Sum of weights[i] * table[code i]. The caller bounds sum |weights| * max |table| below 2^31 (probe.c). */
-    int32_t (*dot8)(const uint8_t *high, const uint8_t *low, const int16_t *weights, const int16_t *table, size_t n);
-    float (*l2)(const float *a, const float *b, size_t n);
-    float (*ip)(const float *a, const float *b, size_t n);
-} dl_kernels;
-extern const dl_kernels dl_kernels_scalar;
-extern const dl_kernels dl_kernels_avx2;
-extern const dl_kernels dl_kernels_avx512;
-const dl_kernels *dl_kernels_now(void);
-
 /* ---- slabs.c: slots, blocks, records ---- */
 
 /* Memory that readers may still hold after it was replaced; first member of what is retired. */
@@ -58,48 +44,62 @@ typedef struct frame {
     retired link;
     bool is_float, rotated;
     float *mean, *scale, *inv_scale; /* [dim] */
-    float edges[255];
-    float table8[256], table4[16];
+    dl_grid grid;
+    float table8[256], table5[32], whole5[256]; /* whole5: by the whole code */
     int16_t int8table[257]; /* table8 / step8, |.| <= 4096; one more, since a gather reads four bytes */
-    uint8_t int4table[16];  /* (table4 - low4) / step4, 0..127 */
-    float step8, step4, low4;
-    int64_t *counts;        /* [dim * 16] live codes; writer lock */
-    uint64_t rows;          /* occupied slots; writer lock */
+    uint8_t int5table[32];  /* (table5 - low5) / step5, 0..127 */
+    float step8, step5, low5;
+    int64_t *counts;        /* [dim * 16] live codes; commit lock */
+    uint64_t rows;          /* occupied slots; commit lock */
 } frame;
 
-/* Codes of one slab, in one allocation. Tile: high and low nibble planes, two norms. Float: rows. */
+/* What a hop reads of a row before its codes, and in the same cache line. */
+typedef struct {
+    float norm5, norm8;    /* |decoded - mean|^2 at either width */
+    uint16_t stretch;      /* upper half of a float: <x', x'> / <x', signs>, by which a sum over signs estimates <q', x'> */
+    uint8_t frame;
+    _Atomic uint8_t flags; /* 0: visible to whoever reads now */
+} head;
+
+enum { UNBORN = 1, FRESH = 2, DEAD = 4 }; /* free or not committed; birth still to be compared; death to be compared */
+
+/* Codes of one slab. Tile rows: head, signs, mids (what routes), then in a part of their own the lows (kernels.h). Float rows:
+ * head, floats. */
 typedef struct block {
     retired link;
     bool is_float;
-    uint8_t *frames;      /* [DL_SLAB] */
-    float *norm4, *norm8; /* [DL_SLAB] |decoded - mean|^2 at either width */
-    uint8_t *high, *low;  /* [DL_SLAB][padded / 2] */
-    float *rows;          /* [DL_SLAB][dim], normalised under cosine */
     size_t bytes;
+    uint8_t *rows; /* [DL_SLAB] of row_bytes or float_bytes */
+    uint8_t *lows; /* [DL_SLAB] of low_bytes */
 } block;
 
-/* The key and payload of one slot version; immutable. */
+/* The key and payload of one slot version, and its links above level 0; immutable but for those. */
 typedef struct {
     uint32_t payload_size;
     uint16_t key_size;
-    uint8_t bytes[]; /* key, then payload */
+    uint8_t level;
+    _Atomic uint32_t upper[]; /* [level * m]: level l at (l - 1) * m; then key, then payload */
 } record;
 
 typedef enum { SLOT_FREE, SLOT_LIVE, SLOT_DEAD, SLOT_UNLINKING, SLOT_LIMBO } slot_state;
 
-/* links[slot * (1 + 2m)]: the count, then that many slots. Readers may see a list half rewritten: every entry is a slot
- * that their pin keeps from being reused. */
+/* Level-0 links of slot i stand at links[i * 2m], NONE after the last. Readers may see a list half rewritten: every entry is
+ * a slot that their pin keeps from being reused. The edges of the spanning tree are marked with TREE. */
+#define TREE 0x80000000u
+#define NO_PARENT (NONE - 1) /* not in the tree yet */
+
 typedef struct slab {
-    _Atomic(block *) block;
+    block *block;           /* structure lock; readers go by ix->codes */
     _Atomic uint32_t *links;
-    _Atomic(_Atomic uint32_t *) upper[DL_SLAB]; /* level l >= 1 at (l - 1) * (1 + m); NULL at level 0 */
     _Atomic(record *) records[DL_SLAB];
-    _Atomic uint64_t birth[DL_SLAB], death[DL_SLAB], row[DL_SLAB];
-    uint32_t parent[DL_SLAB];
+    _Atomic uint64_t row[DL_SLAB];
+    _Atomic uint32_t birth[DL_SLAB], death[DL_SLAB]; /* low half of the clock; meaningful while the flag stands */
+    _Atomic uint32_t parent[DL_SLAB];
     uint8_t level[DL_SLAB];
-    uint8_t state[DL_SLAB]; /* slot_state; writer lock */
-    uint32_t used;          /* slots of this slab ever handed out; writer lock */
-    uint64_t version;
+    _Atomic uint8_t state[DL_SLAB]; /* slot_state */
+    _Atomic uint8_t locks[DL_SLAB]; /* of the slot's links and of its children's parent */
+    uint32_t used;                  /* slots of this slab ever handed out; commit lock */
+    _Atomic uint64_t version;
 } slab;
 
 /* ---- epoch.c: readers and retired memory ---- */
@@ -111,10 +111,15 @@ typedef struct {
 /* A vector against which codes are measured: integer weights per frame, made on first touch. */
 typedef struct {
     bool ready;
-    int8_t *w4;     /* [padded] */
+    int8_t *w5;     /* [padded] */
     int16_t *w8;    /* [padded] */
     float base;     /* |q - mean|^2 (l2, cosine) or <q, mean> (ip) */
-    float factor4, offset4, factor8;
+    float step1;    /* of the sum over signs, in which `total` is the sum of all w5 */
+    float factor5, offset5, factor8;
+    int32_t total;
+    /* How far the sum over signs was off so far in this walk, in its own units (walk.c). */
+    float squares, margin;
+    uint32_t samples, tested, passed;
 } lane;
 
 typedef struct {
@@ -129,18 +134,25 @@ typedef struct {
     uint32_t size, capacity;
 } heap;
 
-/* One searching thread's memory. Kept on a list that only grows, claimed by compare-and-swap. */
+/* One thread's memory, for a search or an insertion. Kept on a list that only grows, claimed by compare-and-swap. */
 typedef struct reader {
     struct reader *next;
     _Atomic uint64_t pin; /* 0: idle; else no slot that died or was retired after pin - 1 may be reused */
     _Atomic bool claimed;
-    uint16_t *seen;
-    uint32_t seen_size;
-    uint16_t tag;
+    uint64_t *seen;       /* a bit per slot met in this walk */
+    uint8_t *dirty;       /* per slab: whether a bit of it is set */
+    uint32_t seen_slabs;
+    uint32_t ef;
+    near *pool;           /* walk.c: the best so far, ascending; EXPANDED marks the slots walked from */
+    uint32_t pool_size, pool_capacity, cursor;
     heap candidates, results;
     probe query;
-    near *picked; /* results in order; the writer's neighbour lists under selection */
+    near *picked;         /* the results in order; neighbour lists under selection */
     size_t picked_size;
+    probe *kept;          /* [2m + 1], made for the first insertion: chosen neighbours, and one for a list's owner */
+    float *plain, *turned; /* [dim] */
+    uint8_t *codes;       /* [padded] */
+    void *memory;
 } reader;
 
 typedef struct {
@@ -153,18 +165,44 @@ typedef struct {
     size_t start, end, capacity;
 } queue;
 
+/* What a hop needs of a slab, in a table of its own: one line holds four slabs. */
 typedef struct {
-    uint32_t hash, slot; /* slot NONE: empty */
-} bucket;
+    _Atomic uintptr_t rows; /* block.rows; the lowest bit is set where they are floats */
+    _Atomic(_Atomic uint32_t *) links;
+} place;
 
+typedef struct chunk chunk;
+typedef struct piece piece;
+
+/* Slots that a search may return. */
+typedef struct {
+    const uint64_t *bits;
+    uint32_t slots;
+} allowed;
+
+static inline bool is_allowed(const allowed *a, uint32_t slot)
+{
+    return !a || (slot < a->slots && a->bits[slot >> 6] >> (slot & 63) & 1);
+}
+
+/* Locks, in the order in which they are taken:
+ *   structure   insertions and deletions share it; upkeep, publishing a re-encoded slab, frames and saving have it alone
+ *   slab.locks  a spin lock a slot; one at a time
+ *   commit      the key map, slots handed out, counters, the clock's ticks: held for a few hundred nanoseconds */
 struct dl_index {
     dl_config config;
-    uint32_t padded;       /* dim rounded up to 32 */
-    uint32_t links0, links1; /* words of a link list at level 0 and above: 1 + 2m, 1 + m */
+    uint32_t padded;     /* dim rounded up to 32 */
+    uint32_t row_bytes, low_bytes, float_bytes; /* of a row in a block */
+    uint32_t links0;     /* 2m */
     double level_factor;
-    pthread_mutex_t writer;
+    pthread_mutex_t gate, leaving;
+    pthread_cond_t left;
+    _Atomic uint32_t sharing; /* threads that share the structure */
+    pthread_mutex_t commit;
+    pthread_mutex_t pages;    /* pages.c */
 
-    _Atomic(slab *) *slabs; /* [MAX_SLABS], touched as it grows */
+    place *places;          /* [MAX_SLABS], touched as it grows */
+    _Atomic(slab *) *slabs; /* [MAX_SLABS] */
     _Atomic uint32_t slab_count;
     _Atomic uint32_t slot_count;
     _Atomic(frame *) frames[DL_FRAMES];
@@ -174,30 +212,27 @@ struct dl_index {
 
     _Atomic uint64_t clock; /* starts at 1; one tick a visible change */
     _Atomic uint32_t entry;
-    _Atomic uint32_t top;   /* level of the entry */
     _Atomic uint64_t live;
-    uint64_t inserted;      /* of all time: seeds the levels */
+    uint64_t inserted;      /* of all time: seeds the levels; commit lock */
+    uint32_t linking;       /* slots taken and not yet committed; commit lock */
 
-    pthread_mutex_t map_lock;
-    bucket *buckets;
+    uint32_t *buckets;      /* slots by the hash of their key; NONE: empty */
     uint32_t bucket_mask, bucket_used;
 
     uint32_t *free_slots;
     size_t free_count, free_capacity;
+    queue fresh;            /* born, and perhaps not visible to the oldest reader; commit lock */
     queue dead;             /* invisible, still linked */
     queue limbo;            /* unlinked, waiting for readers */
     uint32_t *round;        /* the dead being unlinked now */
-    size_t round_size, round_capacity, round_done;
+    size_t round_size, round_capacity;
     uint32_t round_slab;
-    retired *retired;
+    retired *retired;       /* structure lock, alone */
 
     _Atomic(reader *) readers;
-    reader *own;            /* the writer's scratch */
-    probe other, third;     /* the writer's: a list's owner, and the neighbour that others are measured against */
-    float *turned;          /* the writer's scratch for encoding, [dim] */
-    uint8_t *codes;         /* likewise, [dim] */
-    float *plain;
-    size_t link_bytes, key_bytes, block_bytes;
+    chunk *chunks;          /* pages.c */
+    piece *given;
+    _Atomic size_t link_bytes, key_bytes, block_bytes;
 };
 
 static inline slab *slab_of(const dl_index *ix, uint32_t slot)
@@ -205,18 +240,27 @@ static inline slab *slab_of(const dl_index *ix, uint32_t slot)
     return atomic_load_explicit(&ix->slabs[slot >> SLAB_BITS], memory_order_acquire);
 }
 
-static inline _Atomic uint32_t *links_of(const dl_index *ix, uint32_t slot, uint32_t level)
+static inline record *record_of(const dl_index *ix, uint32_t slot)
 {
-    slab *s = slab_of(ix, slot);
-    uint32_t i = slot & SLAB_MASK;
-    if (level == 0)
-        return s->links + (size_t)i * ix->links0;
-    return atomic_load_explicit(&s->upper[i], memory_order_acquire) + (size_t)(level - 1) * ix->links1;
+    return atomic_load_explicit(&slab_of(ix, slot)->records[slot & SLAB_MASK], memory_order_acquire);
+}
+
+static inline uint8_t *key_of(const dl_index *ix, record *r)
+{
+    return (uint8_t *)(r->upper + (size_t)r->level * ix->config.m);
 }
 
 static inline uint32_t link_cap(const dl_index *ix, uint32_t level)
 {
-    return level == 0 ? 2 * ix->config.m : ix->config.m;
+    return level == 0 ? ix->links0 : ix->config.m;
+}
+
+static inline _Atomic uint32_t *links_of(const dl_index *ix, uint32_t slot, uint32_t level)
+{
+    if (level == 0)
+        return atomic_load_explicit(&ix->places[slot >> SLAB_BITS].links, memory_order_acquire) +
+               (size_t)(slot & SLAB_MASK) * ix->links0;
+    return record_of(ix, slot)->upper + (size_t)(level - 1) * ix->config.m;
 }
 
 static inline uint32_t get(const _Atomic uint32_t *word)
@@ -229,9 +273,66 @@ static inline void put(_Atomic uint32_t *word, uint32_t value)
     atomic_store_explicit(word, value, memory_order_release);
 }
 
+/* Entry i of a list of at most `cap`: whether there is one, and its slot, without the mark of the tree. */
+static inline bool link_at(const _Atomic uint32_t *links, uint32_t cap, uint32_t i, uint32_t *slot)
+{
+    if (i >= cap)
+        return false;
+    uint32_t word = get(links + i);
+    *slot = word & ~TREE;
+    return word != NONE;
+}
+
+static inline uint32_t link_count(const _Atomic uint32_t *links, uint32_t cap)
+{
+    uint32_t count = 0;
+    while (count < cap && get(links + count) != NONE)
+        count++;
+    return count;
+}
+
+/* The row of a slot's codes; *is_float tells its kind. */
+static inline uint8_t *row_of(const dl_index *ix, uint32_t slot, bool *is_float)
+{
+    uintptr_t rows = atomic_load_explicit(&ix->places[slot >> SLAB_BITS].rows, memory_order_acquire);
+    *is_float = rows & 1;
+    return (uint8_t *)(rows & ~(uintptr_t)1) + (size_t)(slot & SLAB_MASK) * (rows & 1 ? ix->float_bytes : ix->row_bytes);
+}
+
+/* The lows beside a tile row: behind all rows of the same block (asking for the block again might give another). */
+static inline const uint8_t *lows_of(const dl_index *ix, const head *row, uint32_t slot)
+{
+    uint32_t i = slot & SLAB_MASK;
+    return (const uint8_t *)row + (size_t)(DL_SLAB - i) * ix->row_bytes + (size_t)i * ix->low_bytes;
+}
+
+static inline head *head_of(const dl_index *ix, uint32_t slot)
+{
+    bool is_float;
+    return (head *)(void *)row_of(ix, slot, &is_float);
+}
+
+static inline head *block_head(const dl_index *ix, const block *b, uint32_t i)
+{
+    return (head *)(void *)(b->rows + (size_t)i * (b->is_float ? ix->float_bytes : ix->row_bytes));
+}
+
+enum { LINE = 64 }; /* bytes of a cache line */
+
+static inline void fetch_row(const void *row, size_t bytes)
+{
+    for (size_t at = 0; at < bytes; at += LINE)
+        __builtin_prefetch((const uint8_t *)row + at, 0, 3);
+}
+
 static inline slot_state state_of(const dl_index *ix, uint32_t slot)
 {
-    return (slot_state)slab_of(ix, slot)->state[slot & SLAB_MASK];
+    return (slot_state)atomic_load_explicit(&slab_of(ix, slot)->state[slot & SLAB_MASK], memory_order_acquire);
+}
+
+static inline void set_state(const dl_index *ix, uint32_t slot, slot_state state)
+{
+    atomic_store_explicit(&slab_of(ix, slot)->state[slot & SLAB_MASK], (uint8_t)state, memory_order_release);
 }
 
 static inline uint8_t level_of(const dl_index *ix, uint32_t slot)
@@ -241,13 +342,34 @@ static inline uint8_t level_of(const dl_index *ix, uint32_t slot)
 
 static inline void touch(dl_index *ix, uint32_t slot)
 {
-    slab_of(ix, slot)->version++;
+    atomic_fetch_add_explicit(&slab_of(ix, slot)->version, 1, memory_order_relaxed);
 }
 
-static inline bool visible(const slab *s, uint32_t i, uint64_t now)
+/* Whether a slot that carries flags answers a search of the moment `now`. */
+static inline bool visible_flagged(const dl_index *ix, uint32_t slot, uint8_t flags, uint64_t now)
 {
-    return atomic_load_explicit(&s->birth[i], memory_order_acquire) <= now &&
-           atomic_load_explicit(&s->death[i], memory_order_acquire) > now;
+    const slab *s = slab_of(ix, slot);
+    uint32_t i = slot & SLAB_MASK;
+    if (flags & UNBORN)
+        return false;
+    if (flags & FRESH && (int32_t)((uint32_t)now - atomic_load_explicit(&s->birth[i], memory_order_acquire)) < 0)
+        return false;
+    return !(flags & DEAD) || (int32_t)((uint32_t)now - atomic_load_explicit(&s->death[i], memory_order_acquire)) < 0;
+}
+
+static inline uint8_t flags_of(const head *h)
+{
+    return atomic_load_explicit(&h->flags, memory_order_acquire);
+}
+
+#define EVERYTHING NEVER /* the moment of whoever links: all that is not dead counts */
+
+/* Whether a slot with these flags may be returned. */
+static inline bool answers(const dl_index *ix, uint32_t slot, uint8_t flags, uint64_t now, const allowed *only)
+{
+    if (flags && !(now == EVERYTHING ? !(flags & DEAD) : visible_flagged(ix, slot, flags, now)))
+        return false;
+    return is_allowed(only, slot);
 }
 
 static inline const float *raw_of(const dl_index *ix, uint64_t row)
@@ -258,24 +380,37 @@ static inline const float *raw_of(const dl_index *ix, uint64_t row)
     return base ? base + (row & UINT32_MAX) * ix->config.dim : NULL;
 }
 
+/* locks.c */
+void share_structure(dl_index *ix);
+void unshare_structure(dl_index *ix);
+void take_structure(dl_index *ix);
+void leave_structure(dl_index *ix);
+void lock_slot(dl_index *ix, uint32_t slot);
+void unlock_slot(dl_index *ix, uint32_t slot);
+
 int slab_add(dl_index *ix);
 void slab_free(dl_index *ix, slab *s);
 int slot_take(dl_index *ix, uint32_t *slot);
 void slot_release(dl_index *ix, uint32_t slot);
-block *block_new(const dl_index *ix, bool is_float);
+block *block_new(dl_index *ix, bool is_float);
 void block_free(dl_index *ix, block *b);
+void block_publish(dl_index *ix, uint32_t number, block *b);
 void block_put(const dl_index *ix, block *b, uint32_t i, uint32_t frame_id, const float *plain, float *turned,
                uint8_t *codes);
-void block_unpack(const dl_index *ix, const block *b, uint32_t i, uint8_t *codes);
-void count_codes(dl_index *ix, uint32_t slot, int sign);
+void block_codes(const dl_index *ix, const block *b, uint32_t i, uint8_t *codes);
+void count_codes(dl_index *ix, uint32_t slot, int sign, uint8_t *codes);
 frame *frame_of(const dl_index *ix, uint32_t id);
-void frame_free(dl_index *ix, frame *f);
 void to_plain(const dl_index *ix, const float *x, float *plain);
+
+/* pages.c */
+void *pages_take(dl_index *ix, size_t bytes);
+void pages_give(dl_index *ix, void *memory, size_t bytes);
+void pages_free(dl_index *ix);
 
 reader *reader_enter(dl_index *ix, uint64_t *now);
 void reader_leave(reader *r);
-void reader_free(reader *r);
-bool seen_reset(dl_index *ix, reader *r);
+void reader_free(dl_index *ix, reader *r);
+int reader_links(const dl_index *ix, reader *r); /* what an insertion needs besides */
 uint64_t oldest_pin(dl_index *ix);
 void retire(dl_index *ix, retired *item, bool is_frame);
 void retired_sweep(dl_index *ix);
@@ -285,27 +420,44 @@ void queue_push(queue *q, uint32_t slot, uint64_t stamp);
 int probe_init(const dl_index *ix, probe *p);
 void probe_free(probe *p);
 void probe_vector(const dl_index *ix, probe *p, const float *plain);
-void probe_slot(const dl_index *ix, probe *p, uint32_t slot);
-float distance4(const dl_index *ix, probe *p, uint32_t slot);
-float distance8(const dl_index *ix, probe *p, uint32_t slot);
-float distance_raw(const dl_index *ix, const float *query, const float *row);
-void decode_slot(const dl_index *ix, uint32_t slot, float *plain);
+void probe_slot(const dl_index *ix, probe *p, uint32_t slot, uint8_t *codes);
+lane *lane_of(const dl_index *ix, probe *p, uint32_t frame_id);
+/* A distance from <q', x'>, what the query adds and what the row's norm does. */
+static inline float distance_from(const dl_index *ix, float base, float dot, float norm)
+{
+    switch (ix->config.metric) {
+    case DL_L2: return base - 2 * dot + norm;
+    case DL_COSINE: return 0.5f * (base - 2 * dot + norm);
+    default: return -(base + dot);
+    }
+}
 
+float distance5(const dl_index *ix, probe *p, uint32_t slot);
+float distance8(const dl_index *ix, probe *p, uint32_t slot);
+float distance_float(const dl_index *ix, probe *p, const float *row);
+float distance_raw(const dl_index *ix, const float *query, const float *row);
+
+/* walk.c */
+int walk(dl_index *ix, reader *r, uint32_t start, uint32_t level, uint32_t ef, uint64_t now, const allowed *only);
+int scan(dl_index *ix, reader *r, uint32_t ef, uint64_t now, const allowed *only);
+uint32_t descend(const dl_index *ix, reader *r, uint32_t start, uint32_t to);
+int found(reader *r, uint32_t *count);
+typedef float (*measured)(const dl_index *ix, reader *r, uint32_t slot, float coarse, bool ahead);
+float by_codes(const dl_index *ix, reader *r, uint32_t slot, float coarse, bool ahead);
+float by_raw(const dl_index *ix, reader *r, uint32_t slot, float coarse, bool ahead);
+int sharpen(const dl_index *ix, reader *r, uint32_t *count, uint32_t want, measured by);
 bool heap_push(heap *h, near item, bool max);
 near heap_pop(heap *h, bool max);
 void near_sort(near *items, size_t n);
-
-/* graph.c */
-int search_layer(dl_index *ix, reader *r, uint32_t start, uint32_t level, uint32_t ef, uint64_t now);
-uint32_t descend(const dl_index *ix, probe *p, uint32_t start, uint32_t to);
-uint32_t select_neighbours(dl_index *ix, near *list, uint32_t count, uint32_t settled, uint32_t limit, uint32_t owner,
-                           uint32_t level, bool fine);
-void write_links(dl_index *ix, uint32_t slot, uint32_t level, const near *chosen, uint32_t count);
-void link_back(dl_index *ix, uint32_t from, uint32_t to, uint32_t level);
-bool has_link(const dl_index *ix, uint32_t from, uint32_t to, uint32_t level);
-int insert_node(dl_index *ix, uint32_t slot);
-int refine(const dl_index *ix, reader *r, uint32_t *count);
 int picked_reserve(reader *r, size_t n);
+bool seen_reset(dl_index *ix, reader *r);
+bool seen_before(reader *r, uint32_t slot); /* and marks it */
+
+/* link.c */
+uint32_t choose(dl_index *ix, reader *r, near *list, uint32_t count, uint32_t settled, uint32_t limit);
+void link_back(dl_index *ix, reader *r, uint32_t from, near to, uint32_t level);
+bool has_link(const dl_index *ix, uint32_t from, uint32_t to, uint32_t level);
+int insert_node(dl_index *ix, reader *r, uint32_t slot, bool alone);
 
 /* index.c */
 bool all_finite(const float *x, size_t n); /* and small enough that squares stay finite */
@@ -314,14 +466,14 @@ bool row_exists(const dl_index *ix, uint64_t row);
 /* tree.c */
 uint32_t parent_of(const dl_index *ix, uint32_t slot);
 void set_parent(dl_index *ix, uint32_t slot, uint32_t parent);
-void force_link(dl_index *ix, uint32_t from, uint32_t to);
-void adopt(dl_index *ix, uint32_t child, const near *candidates, uint32_t count);
-void reroot(dl_index *ix, uint32_t root);
+void adopt(dl_index *ix, reader *r, uint32_t child, const near *candidates, uint32_t count, bool loose);
+void let_go(dl_index *ix, uint32_t from, uint32_t to);
+void reroot(dl_index *ix, reader *r, uint32_t root);
 bool reaches_root(const dl_index *ix, uint32_t slot);
 
-/* keys.c */
+/* keys.c; commit lock */
 uint32_t key_hash(const uint8_t *key, size_t size);
-uint32_t record_hash(const record *r);
+uint32_t record_hash(const dl_index *ix, record *r);
 int map_reserve(dl_index *ix);
 uint32_t map_find(const dl_index *ix, const uint8_t *key, size_t size, uint32_t hash);
 void map_set(dl_index *ix, uint32_t old, uint32_t slot, uint32_t hash);
@@ -334,4 +486,5 @@ int check_structure(dl_index *ix, char *message, size_t size);
 void *dl_alloc(size_t bytes);
 void *dl_zalloc(size_t bytes);
 void *dl_grow(void *memory, size_t bytes);
+bool dl_refused(void);
 #endif

@@ -1,71 +1,142 @@
 /* Kernels for AVX-512 with VNNI and VBMI. */
 #if defined(__x86_64__)
+#include <float.h>
 #include <immintrin.h>
+#include <math.h>
+#include <string.h>
 
-#include "internal.h"
+#include "kernels.h"
 
 #define ISA __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,avx2,fma")))
 
-ISA static inline __m256i nibbles(const uint8_t *p)
+/* Of a plane of bits: 64 positions, or the last 32. */
+ISA static inline __mmask64 bits64(const uint8_t *plane)
 {
-    __m128i x = _mm_loadu_si128((const __m128i *)p);
-    __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(x), _mm_srli_epi16(x, 4), 1);
-    return _mm256_and_si256(both, _mm256_set1_epi8(15));
+    uint64_t bits;
+    memcpy(&bits, plane, sizeof bits);
+    return bits;
 }
 
-/* 64 nibbles of 32 bytes: four 128-bit lanes, low and high nibbles of each 16 bytes in turn. */
-ISA static inline __m512i nibbles64(const uint8_t *p)
+ISA static inline __mmask32 bits32(const uint8_t *plane)
 {
-    __m512i lanes = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 1, 0, 1, 2, 3, 2, 3),
-                                             _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)p)));
-    __m512i shifted = _mm512_mask_srli_epi16(lanes, 0xFF00FF00u, lanes, 4);
-    return _mm512_and_si512(shifted, _mm512_set1_epi8(15));
+    uint32_t bits;
+    memcpy(&bits, plane, sizeof bits);
+    return bits;
 }
 
-ISA static int32_t dot4_avx512(const uint8_t *plane, const int8_t *weights, const uint8_t *table, size_t n)
+/* The first positions of what is left, up to 16. */
+ISA static inline __mmask16 first16(size_t left)
 {
-    __m128i lut = _mm_loadu_si128((const __m128i *)table);
-    __m512i sum = _mm512_setzero_si512(), lut4 = _mm512_broadcast_i32x4(lut);
+    return left >= 16 ? 0xFFFF : (__mmask16)((1u << left) - 1);
+}
+
+ISA static int32_t dot1_avx512(const uint8_t *signs, const int8_t *w, size_t n)
+{
+    __m512i s0 = _mm512_setzero_si512(), s1 = s0, one = _mm512_set1_epi8(1);
     size_t i = 0;
-    for (; i + 64 <= n; i += 64, plane += 32)
-        sum = _mm512_dpbusd_epi32(sum, _mm512_shuffle_epi8(lut4, nibbles64(plane)), _mm512_loadu_si512(weights + i));
+    for (; i + 128 <= n; i += 128) {
+        s0 = _mm512_dpbusd_epi32(s0, one, _mm512_maskz_loadu_epi8(bits64(signs + i / 8), w + i));
+        s1 = _mm512_dpbusd_epi32(s1, one, _mm512_maskz_loadu_epi8(bits64(signs + i / 8 + 8), w + i + 64));
+    }
+    if (i + 64 <= n) {
+        s0 = _mm512_dpbusd_epi32(s0, one, _mm512_maskz_loadu_epi8(bits64(signs + i / 8), w + i));
+        i += 64;
+    }
+    if (i < n) /* half a group: nothing is read where the mask is zero */
+        s1 = _mm512_dpbusd_epi32(s1, one, _mm512_maskz_loadu_epi8(bits32(signs + i / 8), w + i));
+    return _mm512_reduce_add_epi32(_mm512_add_epi32(s0, s1));
+}
+
+/* The mids of 64 positions in place; bits beside the nibble are left for the caller to mask. Both halves of the
+ * register start from the same 32 bytes and rotate so that their own nibble starts at bit `to`. */
+ISA static inline __m512i nibbles64(const uint8_t *mids, int to)
+{
+    __m512i both = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)mids));
+    __m512i turns = _mm512_inserti64x4(_mm512_set1_epi64(to), _mm256_set1_epi64x((to - 4) & 63), 1);
+    return _mm512_rolv_epi64(both, turns);
+}
+
+ISA static inline __m256i nibbles32(const uint8_t *mids, int to)
+{
+    __m256i both = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)mids));
+    __m256i turns = _mm256_inserti128_si256(_mm256_set1_epi64x(to), _mm_set1_epi64x((to - 4) & 63), 1);
+    return _mm256_rolv_epi64(both, turns);
+}
+
+ISA static int32_t dot5_avx512(const uint8_t *signs, const uint8_t *mids, const int8_t *w, const uint8_t *table,
+                               size_t n)
+{
+    __m512i clear = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table));
+    __m512i set = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(table + 16)));
+    __m512i sum = _mm512_setzero_si512(), nibble = _mm512_set1_epi8(15);
+    size_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        __m512i mid = _mm512_and_si512(nibbles64(mids + i / 2, 0), nibble);
+        __m512i t = _mm512_mask_shuffle_epi8(_mm512_shuffle_epi8(clear, mid), bits64(signs + i / 8), set, mid);
+        sum = _mm512_dpbusd_epi32(sum, t, _mm512_loadu_si512(w + i));
+    }
     if (i < n) {
-        __m256i t = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(lut), nibbles(plane));
-        __m256i last = _mm256_dpbusd_epi32(_mm256_setzero_si256(), t, _mm256_loadu_si256((const __m256i *)(weights + i)));
-        sum = _mm512_add_epi32(sum, _mm512_zextsi256_si512(last));
+        __m512i mid = _mm512_zextsi256_si512(_mm256_and_si256(nibbles32(mids + i / 2, 0), _mm256_set1_epi8(15)));
+        __m512i t = _mm512_mask_shuffle_epi8(_mm512_shuffle_epi8(clear, mid), bits32(signs + i / 8), set, mid);
+        sum = _mm512_dpbusd_epi32(sum, t, _mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i *)(w + i))));
     }
     return _mm512_reduce_add_epi32(sum);
 }
 
-/* The 16-bit table as low and high bytes in four registers each; a look-up is two two-register permutes and a blend on the
- * code's top bit, per byte. Zipping bytes orders values by 128-bit lane; weights are zipped along by permuting words. */
-ISA static int32_t dot8_avx512(const uint8_t *high, const uint8_t *low, const int16_t *weights, const int16_t *table, size_t n)
+/* Codes from mids whose nibbles start at bit 3, and lows; their sign bits are not set. */
+ISA static inline __m512i codes_of(__m512i mid, __mmask64 low4, __mmask64 low2, __mmask64 low1)
 {
+    __m512i code = _mm512_and_si512(mid, _mm512_set1_epi8(0x78));
+    code = _mm512_mask_add_epi8(code, low4, code, _mm512_set1_epi8(4));
+    code = _mm512_mask_add_epi8(code, low2, code, _mm512_set1_epi8(2));
+    return _mm512_mask_add_epi8(code, low1, code, _mm512_set1_epi8(1));
+}
+
+/* The 16-bit table as low and high bytes, four registers each; a look-up is two two-register permutes, which take the
+ * code's low seven bits, and a blend on its sign, per byte. Zipping the bytes orders values by 128-bit lane; weights
+ * are brought into the same order. Permutes of words need no split of the table, but twice the look-ups: a fifth
+ * slower, at 128 dimensions too. */
+ISA static int32_t dot8_avx512(const uint8_t *signs, const uint8_t *mids, const uint8_t *lows, const int16_t *w,
+                               const int16_t *table, size_t n)
+{
+    static const uint8_t evens[64] = {
+        0,  2,  4,  6,  8,  10, 12,  14,  16,  18,  20,  22,  24,  26,  28,  30,  32,  34,  36,  38,  40, 42,
+        44, 46, 48, 50, 52, 54, 56,  58,  60,  62,  64,  66,  68,  70,  72,  74,  76,  78,  80,  82,  84, 86,
+        88, 90, 92, 94, 96, 98, 100, 102, 104, 106, 108, 110, 112, 114, 116, 118, 120, 122, 124, 126,
+    };
+    const __m512i even = _mm512_loadu_si512(evens), odd = _mm512_add_epi8(even, _mm512_set1_epi8(1));
     __m512i lo[4], hi[4];
     for (int i = 0; i < 4; i++) {
         __m512i a = _mm512_loadu_si512(table + 64 * i), b = _mm512_loadu_si512(table + 64 * i + 32);
-        lo[i] = _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi16_epi8(a)), _mm512_cvtepi16_epi8(b), 1);
-        hi[i] = _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi16_epi8(_mm512_srli_epi16(a, 8))),
-                                   _mm512_cvtepi16_epi8(_mm512_srli_epi16(b, 8)), 1);
+        lo[i] = _mm512_permutex2var_epi8(a, even, b);
+        hi[i] = _mm512_permutex2var_epi8(a, odd, b);
     }
-    const __m512i pairs0 = _mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13), pairs1 = _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15);
-    __m512i sum = _mm512_setzero_si512();
-    for (size_t i = 0; i < n; i += 64, high += 32, low += 32) {
-        bool whole = i + 64 <= n;
-        __m512i h = whole ? nibbles64(high) : _mm512_zextsi256_si512(nibbles(high));
-        __m512i l = whole ? nibbles64(low) : _mm512_zextsi256_si512(nibbles(low));
-        __m512i code = _mm512_or_si512(_mm512_slli_epi16(h, 4), l);
-        __mmask64 upper = _mm512_movepi8_mask(code);
-        __m512i vlo = _mm512_mask_blend_epi8(upper, _mm512_permutex2var_epi8(lo[0], code, lo[1]),
+    const __m512i pairs0 = _mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13),
+                  pairs1 = _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15);
+    const uint8_t *low4 = lows, *low2 = lows + n / 8, *low1 = lows + n / 4;
+    __m512i s0 = _mm512_setzero_si512(), s1 = s0;
+    for (size_t i = 0; i < n; i += 64) {
+        size_t at = i / 8;
+        __mmask64 sign;
+        __m512i code, w0 = _mm512_loadu_si512(w + i), w1;
+        if (i + 64 <= n) {
+            sign = bits64(signs + at);
+            code = codes_of(nibbles64(mids + i / 2, 3), bits64(low4 + at), bits64(low2 + at), bits64(low1 + at));
+            w1 = _mm512_loadu_si512(w + i + 32);
+        } else {
+            sign = bits32(signs + at);
+            code = codes_of(_mm512_zextsi256_si512(nibbles32(mids + i / 2, 3)), bits32(low4 + at), bits32(low2 + at),
+                            bits32(low1 + at));
+            w1 = _mm512_setzero_si512();
+        }
+        __m512i vlo = _mm512_mask_blend_epi8(sign, _mm512_permutex2var_epi8(lo[0], code, lo[1]),
                                              _mm512_permutex2var_epi8(lo[2], code, lo[3]));
-        __m512i vhi = _mm512_mask_blend_epi8(upper, _mm512_permutex2var_epi8(hi[0], code, hi[1]),
+        __m512i vhi = _mm512_mask_blend_epi8(sign, _mm512_permutex2var_epi8(hi[0], code, hi[1]),
                                              _mm512_permutex2var_epi8(hi[2], code, hi[3]));
-        __m512i w0 = _mm512_loadu_si512(weights + i);
-        __m512i w1 = whole ? _mm512_loadu_si512(weights + i + 32) : _mm512_setzero_si512();
-        sum = _mm512_dpwssd_epi32(sum, _mm512_unpacklo_epi8(vlo, vhi), _mm512_permutex2var_epi64(w0, pairs0, w1));
-        sum = _mm512_dpwssd_epi32(sum, _mm512_unpackhi_epi8(vlo, vhi), _mm512_permutex2var_epi64(w0, pairs1, w1));
+        s0 = _mm512_dpwssd_epi32(s0, _mm512_unpacklo_epi8(vlo, vhi), _mm512_permutex2var_epi64(w0, pairs0, w1));
+        s1 = _mm512_dpwssd_epi32(s1, _mm512_unpackhi_epi8(vlo, vhi), _mm512_permutex2var_epi64(w0, pairs1, w1));
     }
-    return _mm512_reduce_add_epi32(sum);
+    return _mm512_reduce_add_epi32(_mm512_add_epi32(s0, s1));
 }
 
 ISA static float l2_avx512(const float *a, const float *b, size_t n)
@@ -79,7 +150,7 @@ ISA static float l2_avx512(const float *a, const float *b, size_t n)
         s1 = _mm512_fmadd_ps(d1, d1, s1);
     }
     for (; i < n; i += 16) {
-        __mmask16 mask = n - i >= 16 ? 0xFFFF : (__mmask16)((1u << (n - i)) - 1);
+        __mmask16 mask = first16(n - i);
         __m512 d = _mm512_sub_ps(_mm512_maskz_loadu_ps(mask, a + i), _mm512_maskz_loadu_ps(mask, b + i));
         s0 = _mm512_fmadd_ps(d, d, s0);
     }
@@ -95,11 +166,172 @@ ISA static float ip_avx512(const float *a, const float *b, size_t n)
         s1 = _mm512_fmadd_ps(_mm512_loadu_ps(a + i + 16), _mm512_loadu_ps(b + i + 16), s1);
     }
     for (; i < n; i += 16) {
-        __mmask16 mask = n - i >= 16 ? 0xFFFF : (__mmask16)((1u << (n - i)) - 1);
+        __mmask16 mask = first16(n - i);
         s0 = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, a + i), _mm512_maskz_loadu_ps(mask, b + i), s0);
     }
     return _mm512_reduce_add_ps(_mm512_add_ps(s0, s1));
 }
 
-const dl_kernels dl_kernels_avx512 = {"avx512", dot4_avx512, dot8_avx512, l2_avx512, ip_avx512};
+/* A first guess from the grid, then up by one where the next edge is not above. A z that overflowed is pulled back, so
+ * that the last edge, +inf, stops every lane. */
+ISA static void encode_avx512(const float *x, const float *mean, const float *inv_scale, const dl_grid *grid,
+                              uint8_t *codes, size_t n)
+{
+    /* a byte is the top one of the four that end with it: nothing beyond the grid is read */
+    const char *cells = (const char *)grid + offsetof(dl_grid, cells) - 3;
+    const __m512 origin = _mm512_set1_ps(grid->origin), per_cell = _mm512_set1_ps(grid->per_cell);
+    for (size_t i = 0; i < n; i += 16) {
+        __mmask16 here = first16(n - i);
+        __m512 z =
+            _mm512_mul_ps(_mm512_sub_ps(_mm512_maskz_loadu_ps(here, x + i), _mm512_maskz_loadu_ps(here, mean + i)),
+                          _mm512_maskz_loadu_ps(here, inv_scale + i));
+        z = _mm512_min_ps(z, _mm512_set1_ps(FLT_MAX));
+        __m512 cell = _mm512_mul_ps(_mm512_sub_ps(z, origin), per_cell);
+        cell = _mm512_min_ps(_mm512_max_ps(cell, _mm512_setzero_ps()), _mm512_set1_ps(DL_CELLS - 1));
+        __m512i code = _mm512_srli_epi32(_mm512_i32gather_epi32(_mm512_cvttps_epi32(cell), cells, 1), 24);
+        for (uint32_t step = 0; step < grid->most; step++) {
+            __mmask16 low = _mm512_cmp_ps_mask(_mm512_i32gather_ps(code, grid->edges, 4), z, _CMP_LE_OQ);
+            if (!low)
+                break;
+            code = _mm512_mask_add_epi32(code, low, code, _mm512_set1_epi32(1));
+        }
+        _mm_mask_storeu_epi8(codes + i, here, _mm512_cvtepi32_epi8(code));
+    }
+}
+
+ISA static void decode_avx512(const uint8_t *codes, const float *mean, const float *scale, const float *table,
+                              float *out, size_t n)
+{
+    for (size_t i = 0; i < n; i += 16) {
+        __mmask16 here = first16(n - i);
+        __m512i code = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(here, codes + i));
+        __m512 value = _mm512_mul_ps(_mm512_maskz_loadu_ps(here, scale + i), _mm512_i32gather_ps(code, table, 4));
+        _mm512_mask_storeu_ps(out + i, here, _mm512_add_ps(_mm512_maskz_loadu_ps(here, mean + i), value));
+    }
+}
+
+ISA static void split_avx512(const uint8_t *codes, uint8_t *signs, uint8_t *mids, uint8_t *lows, size_t n)
+{
+    uint8_t *planes[4] = {signs, lows, lows + n / 8, lows + n / 4};
+    const __m256i nibble = _mm256_set1_epi8(15);
+    size_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        __m512i code = _mm512_loadu_si512(codes + i);
+        uint64_t bits[4] = {_mm512_movepi8_mask(code), _mm512_test_epi8_mask(code, _mm512_set1_epi8(4)),
+                            _mm512_test_epi8_mask(code, _mm512_set1_epi8(2)),
+                            _mm512_test_epi8_mask(code, _mm512_set1_epi8(1))};
+        for (int plane = 0; plane < 4; plane++)
+            memcpy(planes[plane] + i / 8, &bits[plane], sizeof *bits);
+        __m256i low = _mm256_srli_epi16(_mm512_castsi512_si256(code), 3);
+        __m256i high = _mm256_slli_epi16(_mm512_extracti64x4_epi64(code, 1), 1);
+        _mm256_storeu_si256((__m256i *)(mids + i / 2), _mm256_ternarylogic_epi32(nibble, low, high, 0xCA));
+    }
+    if (i < n) {
+        __m256i code = _mm256_loadu_si256((const __m256i *)(codes + i));
+        uint32_t bits[4] = {_mm256_movepi8_mask(code), _mm256_test_epi8_mask(code, _mm256_set1_epi8(4)),
+                            _mm256_test_epi8_mask(code, _mm256_set1_epi8(2)),
+                            _mm256_test_epi8_mask(code, _mm256_set1_epi8(1))};
+        for (int plane = 0; plane < 4; plane++)
+            memcpy(planes[plane] + i / 8, &bits[plane], sizeof *bits);
+        __m128i low = _mm_srli_epi16(_mm256_castsi256_si128(code), 3);
+        __m128i high = _mm_slli_epi16(_mm256_extracti128_si256(code, 1), 1);
+        _mm_storeu_si128((__m128i *)(mids + i / 2), _mm_ternarylogic_epi32(_mm256_castsi256_si128(nibble), low, high,
+                                                                           0xCA)); /* nibble ? low : high */
+    }
+}
+
+ISA static void join_avx512(const uint8_t *signs, const uint8_t *mids, const uint8_t *lows, uint8_t *codes, size_t n)
+{
+    const uint8_t *low4 = lows, *low2 = lows + n / 8, *low1 = lows + n / 4;
+    const __m512i top = _mm512_set1_epi8((char)128);
+    size_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        size_t at = i / 8;
+        __m512i code = codes_of(nibbles64(mids + i / 2, 3), bits64(low4 + at), bits64(low2 + at), bits64(low1 + at));
+        _mm512_storeu_si512(codes + i, _mm512_mask_add_epi8(code, bits64(signs + at), code, top));
+    }
+    if (i < n) {
+        size_t at = i / 8;
+        __m512i code = codes_of(_mm512_zextsi256_si512(nibbles32(mids + i / 2, 3)), bits32(low4 + at),
+                                bits32(low2 + at), bits32(low1 + at));
+        code = _mm512_mask_add_epi8(code, bits32(signs + at), code, top);
+        _mm256_storeu_si256((__m256i *)(codes + i), _mm512_castsi512_si256(code));
+    }
+}
+
+ISA static inline __m512i rounded(__m512 x, float inverse, float most)
+{
+    x = _mm512_mul_ps(x, _mm512_set1_ps(inverse));
+    return _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-most)), _mm512_set1_ps(most)));
+}
+
+ISA static int32_t weights_avx512(const float *x, float inverse8, float inverse16, int8_t *w8, int16_t *w16, size_t n)
+{
+    __m512i sum = _mm512_setzero_si512();
+    for (size_t i = 0; i < n; i += 16) {
+        __mmask16 here = first16(n - i);
+        __m512 value = _mm512_maskz_loadu_ps(here, x + i);
+        __m512i narrow = rounded(value, inverse8, 127);
+        _mm_mask_storeu_epi8(w8 + i, here, _mm512_cvtepi32_epi8(narrow));
+        _mm256_mask_storeu_epi16(w16 + i, here, _mm512_cvtepi32_epi16(rounded(value, inverse16, 32767)));
+        sum = _mm512_add_epi32(sum, narrow);
+    }
+    return _mm512_reduce_add_epi32(sum);
+}
+
+/* One level within a register: the partner, plus or minus x, in one instruction; a product with 1 or -1 does not round.
+ */
+ISA static inline __m512 butterfly(__m512 x, __m512 partner, __mmask16 second)
+{
+    return _mm512_fmadd_ps(x, _mm512_mask_blend_ps(second, _mm512_set1_ps(1), _mm512_set1_ps(-1)), partner);
+}
+
+ISA static inline __m512 hadamard16(__m512 x)
+{
+    x = butterfly(x, _mm512_permute_ps(x, 0xB1), 0xAAAA);
+    x = butterfly(x, _mm512_permute_ps(x, 0x4E), 0xCCCC);
+    x = butterfly(x, _mm512_shuffle_f32x4(x, x, 0xB1), 0xF0F0);
+    return butterfly(x, _mm512_shuffle_f32x4(x, x, 0x4E), 0xFF00);
+}
+
+/* Two levels in one pass over memory while there are two; the order of additions, and with it each
+ * rounding, is the scalar's. */
+ISA static void hadamard_avx512(float *x, size_t n)
+{
+    if (n < 16) {
+        dl_kernels_scalar.hadamard(x, n);
+        return;
+    }
+    for (size_t i = 0; i < n; i += 16)
+        _mm512_storeu_ps(x + i, hadamard16(_mm512_loadu_ps(x + i)));
+    size_t half = 16;
+    for (; 4 * half <= n; half *= 4)
+        for (size_t start = 0; start < n; start += 4 * half)
+            for (float *p = x + start; p < x + start + half; p += 16) {
+                __m512 a = _mm512_loadu_ps(p), b = _mm512_loadu_ps(p + half);
+                __m512 c = _mm512_loadu_ps(p + 2 * half), d = _mm512_loadu_ps(p + 3 * half);
+                __m512 ab = _mm512_add_ps(a, b), cd = _mm512_add_ps(c, d);
+                a = _mm512_sub_ps(a, b);
+                c = _mm512_sub_ps(c, d);
+                _mm512_storeu_ps(p, _mm512_add_ps(ab, cd));
+                _mm512_storeu_ps(p + half, _mm512_add_ps(a, c));
+                _mm512_storeu_ps(p + 2 * half, _mm512_sub_ps(ab, cd));
+                _mm512_storeu_ps(p + 3 * half, _mm512_sub_ps(a, c));
+            }
+    const __m512 scale = _mm512_set1_ps(1.0f / sqrtf((float)n));
+    if (half < n)
+        for (float *p = x; p < x + half; p += 16) {
+            __m512 a = _mm512_loadu_ps(p), b = _mm512_loadu_ps(p + half);
+            _mm512_storeu_ps(p, _mm512_mul_ps(_mm512_add_ps(a, b), scale));
+            _mm512_storeu_ps(p + half, _mm512_mul_ps(_mm512_sub_ps(a, b), scale));
+        }
+    else
+        for (float *p = x; p < x + n; p += 16)
+            _mm512_storeu_ps(p, _mm512_mul_ps(_mm512_loadu_ps(p), scale));
+}
+
+const dl_kernels dl_kernels_avx512 = {
+    "avx512",      dot1_avx512,   dot5_avx512,  dot8_avx512, l2_avx512,      ip_avx512,
+    encode_avx512, decode_avx512, split_avx512, join_avx512, weights_avx512, hadamard_avx512,
+};
 #endif

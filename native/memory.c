@@ -8,7 +8,7 @@ void dl_fail_after(int64_t allocations)
     atomic_store(&countdown, allocations);
 }
 
-static bool refused(void)
+bool dl_refused(void)
 {
     if (atomic_load_explicit(&countdown, memory_order_relaxed) < 0)
         return false;
@@ -17,17 +17,17 @@ static bool refused(void)
 
 void *dl_alloc(size_t bytes)
 {
-    return refused() ? NULL : malloc(bytes ? bytes : 1);
+    return dl_refused() ? NULL : malloc(bytes ? bytes : 1);
 }
 
 void *dl_zalloc(size_t bytes)
 {
-    return refused() ? NULL : calloc(1, bytes ? bytes : 1);
+    return dl_refused() ? NULL : calloc(1, bytes ? bytes : 1);
 }
 
 void *dl_grow(void *memory, size_t bytes)
 {
-    return refused() ? NULL : realloc(memory, bytes ? bytes : 1);
+    return dl_refused() ? NULL : realloc(memory, bytes ? bytes : 1);
 }
 
 void dl_free(void *bytes)

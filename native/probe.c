@@ -21,10 +21,10 @@ int probe_init(const dl_index *ix, probe *p)
     p->plain = p->memory;
     p->turned = p->plain + dim;
     int16_t *w8 = (int16_t *)(p->turned + dim);
-    int8_t *w4 = (int8_t *)(w8 + DL_FRAMES * (size_t)padded);
+    int8_t *w5 = (int8_t *)(w8 + DL_FRAMES * (size_t)padded);
     for (uint32_t i = 0; i < DL_FRAMES; i++) {
         p->lanes[i].w8 = w8 + (size_t)i * padded;
-        p->lanes[i].w4 = w4 + (size_t)i * padded;
+        p->lanes[i].w5 = w5 + (size_t)i * padded;
     }
     return DL_OK;
 }
@@ -48,25 +48,24 @@ void probe_vector(const dl_index *ix, probe *p, const float *plain)
     p->has_plain = true;
 }
 
-/* The decoded vector of a slot, at eight bits. */
-void probe_slot(const dl_index *ix, probe *p, uint32_t slot)
+/* The decoded vector of a slot, at eight bits. `codes` is scratch of [padded]. */
+void probe_slot(const dl_index *ix, probe *p, uint32_t slot, uint8_t *codes)
 {
     probe_reset(p);
-    const block *b = atomic_load_explicit(&slab_of(ix, slot)->block, memory_order_acquire);
-    uint32_t i = slot & SLAB_MASK, dim = ix->config.dim;
-    if (b->is_float) {
-        memcpy(p->plain, b->rows + (size_t)i * dim, dim * sizeof *p->plain);
+    bool is_float;
+    const uint8_t *row = row_of(ix, slot, &is_float);
+    const head *h = (const head *)(const void *)row;
+    uint32_t dim = ix->config.dim;
+    if (is_float) {
+        memcpy(p->plain, h + 1, dim * sizeof *p->plain);
         p->has_plain = true;
         return;
     }
-    const frame *f = frame_of(ix, b->frames[i]);
-    const uint8_t *high = b->high + (size_t)i * ix->padded / 2, *low = b->low + (size_t)i * ix->padded / 2;
-    float *out = f->rotated ? p->turned : p->plain;
-    for (uint32_t base = 0; base < dim; base += 32, high += 16, low += 16)
-        for (uint32_t j = 0; j < 32 && base + j < dim; j++) {
-            uint32_t shift = j < 16 ? 0 : 4, code = (high[j % 16] >> shift & 15u) << 4 | (low[j % 16] >> shift & 15u);
-            out[base + j] = f->mean[base + j] + f->scale[base + j] * f->table8[code];
-        }
+    const frame *f = frame_of(ix, h->frame);
+    const uint8_t *signs = (const uint8_t *)(h + 1);
+    const dl_kernels *k = dl_kernels_now();
+    k->join(signs, signs + ix->padded / 8, lows_of(ix, h, slot), codes, ix->padded);
+    k->decode(codes, f->mean, f->scale, f->table8, f->rotated ? p->turned : p->plain, dim);
     p->has_turned = f->rotated;
     p->has_plain = !f->rotated;
 }
@@ -89,42 +88,38 @@ static void prepare(const dl_index *ix, probe *p, lane *l, const frame *f)
     uint32_t dim = ix->config.dim;
     bool centred = ix->config.metric != DL_IP;
     const float *q = coordinates(ix, p, f->rotated);
-    float base = 0, largest = 0, total = 0;
+    float base = 0, largest = 0, sum = 0, weights[DL_MAX_DIM];
     for (uint32_t d = 0; d < dim; d++) {
         float x = centred ? q[d] - f->mean[d] : q[d];
         base += centred ? x * x : x * f->mean[d];
-        float size = fabsf(x * f->scale[d]);
-        total += size;
+        weights[d] = x * f->scale[d];
+        float size = fabsf(weights[d]);
+        sum += size;
         largest = size > largest ? size : largest;
     }
     bool none = largest < 1e-30f; /* below any distance that matters, and 1 / step would overflow */
-    float step4 = none ? 1 : largest / 127;
-    float step8 = none ? 1 : fmaxf(largest / 32767, total / (float)((1 << 19) - 1 - DL_MAX_DIM));
-    float inverse4 = none ? 0 : 1 / step4, inverse8 = none ? 0 : 1 / step8;
-    int32_t sum4 = 0;
-    for (uint32_t d = 0; d < dim; d++) {
-        float w = (centred ? q[d] - f->mean[d] : q[d]) * f->scale[d];
-        l->w4[d] = (int8_t)lrintf(w * inverse4);
-        l->w8[d] = (int16_t)lrintf(w * inverse8);
-        sum4 += l->w4[d];
-    }
+    float step5 = none ? 1 : largest / 127;
+    float step8 = none ? 1 : fmaxf(largest / 32767, sum / (float)((1 << 19) - 1 - DL_MAX_DIM));
+    l->total = dl_kernels_now()->weights(weights, none ? 0 : 1 / step5, none ? 0 : 1 / step8, l->w5, l->w8, dim);
     l->base = base;
-    l->factor4 = step4 * f->step4;
-    l->offset4 = step4 * f->low4 * (float)sum4;
+    l->step1 = step5;
+    l->factor5 = step5 * f->step5;
+    l->offset5 = step5 * f->low5 * (float)l->total;
     l->factor8 = step8 * f->step8;
+    l->squares = l->margin = 0;
+    l->samples = l->tested = l->passed = 0;
     l->ready = true;
 }
 
-static inline float finish(const dl_index *ix, float base, float dot, float norm)
+lane *lane_of(const dl_index *ix, probe *p, uint32_t id)
 {
-    switch (ix->config.metric) {
-    case DL_L2: return base - 2 * dot + norm;
-    case DL_COSINE: return 0.5f * (base - 2 * dot + norm);
-    default: return -(base + dot);
-    }
+    lane *l = &p->lanes[id];
+    if (!l->ready)
+        prepare(ix, p, l, frame_of(ix, id));
+    return l;
 }
 
-static float distance_float(const dl_index *ix, probe *p, const float *row)
+float distance_float(const dl_index *ix, probe *p, const float *row)
 {
     const float *q = coordinates(ix, p, false);
     const dl_kernels *k = dl_kernels_now();
@@ -135,33 +130,29 @@ static float distance_float(const dl_index *ix, probe *p, const float *row)
     }
 }
 
-static inline float distance(const dl_index *ix, probe *p, uint32_t slot, bool fine)
+float distance5(const dl_index *ix, probe *p, uint32_t slot)
 {
-    const block *b = atomic_load_explicit(&slab_of(ix, slot)->block, memory_order_acquire);
-    uint32_t i = slot & SLAB_MASK;
-    if (b->is_float)
-        return distance_float(ix, p, b->rows + (size_t)i * ix->config.dim);
-    const frame *f = frame_of(ix, b->frames[i]);
-    lane *l = &p->lanes[b->frames[i]];
-    if (!l->ready)
-        prepare(ix, p, l, f);
-    const dl_kernels *k = dl_kernels_now();
-    const uint8_t *high = b->high + (size_t)i * ix->padded / 2;
-    if (!fine)
-        return finish(ix, l->base, l->factor4 * (float)k->dot4(high, l->w4, f->int4table, ix->padded) + l->offset4,
-                      b->norm4[i]);
-    const uint8_t *low = b->low + (size_t)i * ix->padded / 2;
-    return finish(ix, l->base, l->factor8 * (float)k->dot8(high, low, l->w8, f->int8table, ix->padded), b->norm8[i]);
-}
-
-float distance4(const dl_index *ix, probe *p, uint32_t slot)
-{
-    return distance(ix, p, slot, false);
+    bool is_float;
+    const head *h = (const head *)(const void *)row_of(ix, slot, &is_float);
+    if (is_float)
+        return distance_float(ix, p, (const float *)(h + 1));
+    const lane *l = lane_of(ix, p, h->frame);
+    const uint8_t *signs = (const uint8_t *)(h + 1);
+    int32_t dot = dl_kernels_now()->dot5(signs, signs + ix->padded / 8, l->w5, frame_of(ix, h->frame)->int5table, ix->padded);
+    return distance_from(ix, l->base, l->factor5 * (float)dot + l->offset5, h->norm5);
 }
 
 float distance8(const dl_index *ix, probe *p, uint32_t slot)
 {
-    return distance(ix, p, slot, true);
+    bool is_float;
+    const head *h = (const head *)(const void *)row_of(ix, slot, &is_float);
+    if (is_float)
+        return distance_float(ix, p, (const float *)(h + 1));
+    const lane *l = lane_of(ix, p, h->frame);
+    const uint8_t *signs = (const uint8_t *)(h + 1);
+    int32_t dot = dl_kernels_now()->dot8(signs, signs + ix->padded / 8, lows_of(ix, h, slot), l->w8,
+                                         frame_of(ix, h->frame)->int8table, ix->padded);
+    return distance_from(ix, l->base, l->factor8 * (float)dot, h->norm8);
 }
 
 /* Between a query in plain coordinates and a raw row as the user gave it. */

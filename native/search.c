@@ -3,46 +3,50 @@
 
 #include "internal.h"
 
+enum { SCAN_GAIN = 5 }; /* rows scanned in the time of one walked to */
+
 void dl_hits_free(dl_hits *h)
 {
-    free(h->counts);
-    free(h->distances);
-    free(h->rows);
-    free(h->frames);
-    free(h->key_offsets);
-    free(h->payload_offsets);
-    free(h->keys);
-    free(h->payloads);
+    free(h->bytes);
     memset(h, 0, sizeof *h);
 }
 
+/* Answers under way: the arrays of fixed size, then what grows. They become one piece at the end. */
 typedef struct {
     dl_hits *hits;
-    size_t at, key_capacity, payload_capacity; /* next hit; bytes there is room for */
+    uint8_t *keys, *payloads;
+    size_t at, key_size, payload_size, key_capacity, payload_capacity; /* next hit; bytes written, bytes there is room for */
 } writer;
+
+/* Where the arrays lie, 8-byte ones first. */
+static size_t lay_out(dl_hits *h)
+{
+    size_t n = (size_t)h->nq * h->k;
+    h->rows = (uint64_t *)(void *)h->bytes;
+    h->key_offsets = h->rows + n;
+    h->payload_offsets = h->key_offsets + n + 1;
+    h->distances = (float *)(h->payload_offsets + n + 1);
+    h->counts = (uint32_t *)(h->distances + n);
+    h->frames = (uint8_t *)(h->counts + h->nq);
+    return n * (8 + 8 + 8 + 4 + 1) + 16 + 4 * (size_t)h->nq;
+}
 
 static int hits_begin(writer *w, dl_hits *h, uint32_t nq, uint32_t k)
 {
-    size_t n = (size_t)nq * k;
     *w = (writer){.hits = h};
     *h = (dl_hits){.nq = nq, .k = k};
-    h->counts = dl_zalloc(nq * sizeof *h->counts);
-    h->distances = dl_alloc(n * sizeof *h->distances);
-    h->rows = dl_alloc(n * sizeof *h->rows);
-    h->frames = dl_zalloc(n);
-    h->key_offsets = dl_zalloc((n + 1) * sizeof *h->key_offsets);
-    h->payload_offsets = dl_zalloc((n + 1) * sizeof *h->payload_offsets);
-    if (!h->counts || !h->distances || !h->rows || !h->frames || !h->key_offsets || !h->payload_offsets) {
-        dl_hits_free(h);
+    h->size = lay_out(h);
+    h->bytes = dl_zalloc(h->size);
+    if (!h->bytes)
         return DL_ENOMEM;
-    }
+    lay_out(h);
     return DL_OK;
 }
 
-static int append(uint8_t **bytes, size_t *capacity, size_t size, const uint8_t *more, size_t extra)
+static int append(uint8_t **bytes, size_t *size, size_t *capacity, const uint8_t *more, size_t extra)
 {
-    if (size + extra > *capacity) {
-        size_t grown = 2 * (size + extra) + 64;
+    if (*size + extra > *capacity) {
+        size_t grown = 2 * (*size + extra) + 64;
         uint8_t *memory = dl_grow(*bytes, grown);
         if (!memory)
             return DL_ENOMEM;
@@ -50,7 +54,8 @@ static int append(uint8_t **bytes, size_t *capacity, size_t size, const uint8_t 
         *capacity = grown;
     }
     if (extra)
-        memcpy(*bytes + size, more, extra);
+        memcpy(*bytes + *size, more, extra);
+    *size += extra;
     return DL_OK;
 }
 
@@ -62,60 +67,124 @@ static int hits_add(const dl_index *ix, writer *w, uint32_t query, const near *i
     for (uint32_t j = 0; j < h->k; j++, w->at++) {
         h->distances[w->at] = INFINITY;
         h->rows[w->at] = NO_ROW;
-        size_t keys = h->key_offsets[w->at], payloads = h->payload_offsets[w->at];
         if (j < count) {
             const slab *s = slab_of(ix, items[j].slot);
             uint32_t i = items[j].slot & SLAB_MASK;
-            const record *r = atomic_load_explicit(&s->records[i], memory_order_acquire);
+            record *r = atomic_load_explicit(&s->records[i], memory_order_acquire);
+            const uint8_t *key = key_of(ix, r);
             /* rounding may take a distance that cannot be negative below zero */
             h->distances[w->at] = ix->config.metric == DL_IP ? items[j].distance : fmaxf(items[j].distance, 0);
             h->rows[w->at] = atomic_load(&s->row[i]);
-            h->frames[w->at] = atomic_load_explicit(&s->block, memory_order_acquire)->frames[i];
-            if (append(&h->keys, &w->key_capacity, keys, r->bytes, r->key_size) != DL_OK ||
-                append(&h->payloads, &w->payload_capacity, payloads, r->bytes + r->key_size, r->payload_size) != DL_OK)
+            h->frames[w->at] = head_of(ix, items[j].slot)->frame;
+            if (append(&w->keys, &w->key_size, &w->key_capacity, key, r->key_size) != DL_OK ||
+                append(&w->payloads, &w->payload_size, &w->payload_capacity, key + r->key_size, r->payload_size) != DL_OK)
                 return DL_ENOMEM;
-            keys += r->key_size;
-            payloads += r->payload_size;
         }
-        h->key_offsets[w->at + 1] = keys;
-        h->payload_offsets[w->at + 1] = payloads;
+        h->key_offsets[w->at + 1] = w->key_size;
+        h->payload_offsets[w->at + 1] = w->payload_size;
     }
     return DL_OK;
 }
 
-/* The answer to r->query, into r->picked: routed at four bits, refined at eight, the best `rescore` measured on raw vectors. */
-static int search_one(dl_index *ix, reader *r, uint64_t now, uint32_t k, uint32_t ef, uint32_t rescore, uint32_t *count)
+/* Put the answers into one piece, or on an error give everything back. */
+static int hits_end(writer *w, int code)
+{
+    dl_hits *h = w->hits;
+    uint8_t *bytes = code == DL_OK ? dl_grow(h->bytes, h->size + w->key_size + w->payload_size) : NULL;
+    if (bytes) {
+        h->bytes = bytes;
+        lay_out(h);
+        h->keys = bytes + h->size;
+        h->payloads = h->keys + w->key_size;
+        if (w->key_size)
+            memcpy(h->keys, w->keys, w->key_size);
+        if (w->payload_size)
+            memcpy(h->payloads, w->payloads, w->payload_size);
+        h->size += w->key_size + w->payload_size;
+    } else {
+        dl_hits_free(h);
+        code = code == DL_OK ? DL_ENOMEM : code;
+    }
+    free(w->keys);
+    free(w->payloads);
+    return code;
+}
+
+/* ---- search ---- */
+
+/* A hop among few allowed slots meets mostly others, at a random place each; a scan reads the allowed ones alone, in order, and
+ * leaves most by their signs. Measured on the three sets of docs/tuning.md: a scanned row costs a fifth of a walked one. */
+static bool scan_pays(const dl_index *ix, const dl_request *ask, uint64_t permitted)
+{
+    uint64_t live = atomic_load(&ix->live);
+    return ask->allowed && permitted * permitted <= SCAN_GAIN * (uint64_t)ask->ef * ix->config.m * (live + 1);
+}
+
+static uint64_t bits_of(const allowed *only)
+{
+    uint64_t count = 0;
+    for (uint32_t word = 0; word < only->slots / 64; word++)
+        count += (uint64_t)__builtin_popcountll(only->bits[word]);
+    return count;
+}
+
+/* The answer to r->query, into r->picked: routed at five bits, refined at eight, the best `rescore` measured on raw vectors. */
+static int search_one(dl_index *ix, reader *r, uint64_t now, const dl_request *ask, uint32_t ef, const allowed *only, bool scanned,
+                      uint32_t *count)
 {
     uint32_t entry = get(&ix->entry);
     *count = 0;
     if (entry == NONE)
         return DL_OK;
-    int code = search_layer(ix, r, descend(ix, &r->query, entry, 0), 0, ef, now);
-    if (code != DL_OK || (code = refine(ix, r, count)) != DL_OK)
-        return code;
-    uint32_t best = rescore < k ? k : rescore;
-    best = best < *count ? best : *count;
-    if (rescore) {
-        for (uint32_t i = 0; i < best; i++) {
-            uint32_t slot = r->picked[i].slot;
-            const float *raw = raw_of(ix, atomic_load(&slab_of(ix, slot)->row[slot & SLAB_MASK]));
-            if (raw)
-                r->picked[i].distance = distance_raw(ix, r->query.plain, raw);
-        }
-        near_sort(r->picked, best);
+    int code = scanned ? scan(ix, r, ef, now, only) : walk(ix, r, descend(ix, r, entry, 0), 0, ef, now, only);
+    if (code == DL_OK)
+        code = found(r, count);
+    if (code == DL_OK)
+        code = sharpen(ix, r, count, ask->rescore > ask->k ? ask->rescore : ask->k, by_codes);
+    if (code == DL_OK && ask->rescore) {
+        *count = *count < ask->rescore ? *count : ask->rescore;
+        code = sharpen(ix, r, count, ask->k, by_raw);
     }
-    *count = k < best ? k : best;
-    return DL_OK;
+    *count = ask->k < *count ? ask->k : *count;
+    return code;
 }
 
-int dl_search(dl_index *ix, const float *queries, uint32_t nq, uint32_t k, uint32_t ef, uint32_t rescore, dl_hits *out)
+/* All within the radius: as wide as it takes for the last one found to lie outside. */
+static int search_radius(dl_index *ix, reader *r, uint64_t now, const dl_request *ask, const allowed *only, bool scanned, uint32_t *count)
+{
+    uint64_t live = atomic_load(&ix->live);
+    for (uint32_t ef = ask->ef;; ef = 2 * ef < ask->k ? 2 * ef : ask->k) {
+        dl_request wide = *ask;
+        wide.k = ef;
+        wide.rescore = ask->rescore ? ef : 0;
+        int code = search_one(ix, r, now, &wide, ef, only, scanned, count);
+        if (code != DL_OK)
+            return code;
+        uint32_t inside = 0;
+        while (inside < *count && r->picked[inside].distance <= ask->radius)
+            inside++;
+        bool whole = inside < *count || *count < ef || *count >= live || ef >= ask->k;
+        *count = inside;
+        if (whole)
+            return DL_OK;
+    }
+}
+
+int dl_search(dl_index *ix, const float *queries, uint32_t nq, const dl_request *request, dl_hits *out)
 {
     size_t dim = ix->config.dim;
-    if (!k || !ef || k > 1u << 24 || ef > 1u << 24 || !all_finite(queries, nq * dim))
+    dl_request ask = *request;
+    if (!ask.k || !ask.ef || ask.k > 1u << 24 || ask.ef > 1u << 24 || !all_finite(queries, nq * dim) || isnan(ask.radius) ||
+        (uint64_t)nq * ask.k > 1u << 30)
         return DL_EINVAL;
-    ef = ef < k ? k : ef;
+    bool bounded = ask.radius < INFINITY;
+    if (ask.ef < ask.k && !bounded)
+        ask.ef = ask.k;
+    allowed some = {ask.allowed, ask.allowed_words * 64};
+    const allowed *only = ask.allowed ? &some : NULL;
+    bool scanned = only && scan_pays(ix, &ask, bits_of(only));
     writer w;
-    int code = hits_begin(&w, out, nq, k);
+    int code = hits_begin(&w, out, nq, ask.k);
     for (uint32_t q = 0; code == DL_OK && q < nq; q++) {
         uint64_t now;
         uint32_t count;
@@ -124,28 +193,28 @@ int dl_search(dl_index *ix, const float *queries, uint32_t nq, uint32_t k, uint3
             code = DL_ENOMEM;
             break;
         }
-        to_plain(ix, queries + q * dim, r->query.turned);
-        probe_vector(ix, &r->query, r->query.turned);
-        code = search_one(ix, r, now, k, ef, rescore, &count);
+        to_plain(ix, queries + q * dim, r->plain);
+        probe_vector(ix, &r->query, r->plain);
+        code = bounded ? search_radius(ix, r, now, &ask, only, scanned, &count)
+                       : search_one(ix, r, now, &ask, ask.ef, only, scanned, &count);
         if (code == DL_OK)
             code = hits_add(ix, &w, q, r->picked, count);
         reader_leave(r);
     }
-    if (code != DL_OK)
-        dl_hits_free(out);
-    return code;
+    return hits_end(&w, code);
 }
 
 /* ---- exact ---- */
 
-static int exact_all(dl_index *ix, reader *r, uint64_t now, const float *plain, uint32_t nq, heap *heaps, uint32_t k)
+static int exact_all(dl_index *ix, reader *r, uint64_t now, const float *plain, uint32_t nq, heap *heaps, uint32_t k,
+                     const allowed *only)
 {
     size_t dim = ix->config.dim;
     uint32_t slots = atomic_load(&ix->slot_count);
     for (uint32_t slot = 0; slot < slots; slot++) {
         const slab *s = slab_of(ix, slot);
         uint32_t i = slot & SLAB_MASK;
-        if (!visible(s, i, now))
+        if (!answers(ix, slot, flags_of(head_of(ix, slot)), now, only))
             continue;
         const float *raw = raw_of(ix, atomic_load(&s->row[i]));
         for (uint32_t q = 0; q < nq; q++) {
@@ -167,11 +236,12 @@ static int exact_all(dl_index *ix, reader *r, uint64_t now, const float *plain, 
     return DL_OK;
 }
 
-int dl_exact(dl_index *ix, const float *queries, uint32_t nq, uint32_t k, dl_hits *out)
+int dl_exact(dl_index *ix, const float *queries, uint32_t nq, uint32_t k, const uint64_t *bits, uint32_t words, dl_hits *out)
 {
     size_t dim = ix->config.dim;
     if (!k || k > 1u << 24 || !all_finite(queries, nq * dim))
         return DL_EINVAL;
+    allowed only = {bits, words * 64};
     writer w;
     uint64_t now;
     int code = hits_begin(&w, out, nq, k);
@@ -184,7 +254,7 @@ int dl_exact(dl_index *ix, const float *queries, uint32_t nq, uint32_t k, dl_hit
     for (uint32_t q = 0; r && q < nq; q++)
         to_plain(ix, queries + q * dim, plain + q * dim);
     if (r)
-        code = exact_all(ix, r, now, plain, nq, heaps, k);
+        code = exact_all(ix, r, now, plain, nq, heaps, k, bits ? &only : NULL);
     for (uint32_t q = 0; code == DL_OK && q < nq; q++) {
         near_sort(heaps[q].items, heaps[q].size);
         code = hits_add(ix, &w, q, heaps[q].items, heaps[q].size);
@@ -195,9 +265,7 @@ int dl_exact(dl_index *ix, const float *queries, uint32_t nq, uint32_t k, dl_hit
         free(heaps[q].items);
     free(heaps);
     free(plain);
-    if (code != DL_OK)
-        dl_hits_free(out);
-    return code;
+    return hits_end(&w, code);
 }
 
 /* ---- by key ---- */
@@ -216,15 +284,15 @@ int dl_get(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offs
         }
         size_t size = key_offsets[q + 1] - key_offsets[q];
         const uint8_t *key = keys + key_offsets[q];
-        pthread_mutex_lock(&ix->map_lock);
+        pthread_mutex_lock(&ix->commit);
         near item = {0, map_find(ix, key, size, key_hash(key, size))};
-        pthread_mutex_unlock(&ix->map_lock);
+        pthread_mutex_unlock(&ix->commit);
         if (item.slot != NONE && vectors) {
             const float *raw = raw_of(ix, atomic_load(&slab_of(ix, item.slot)->row[item.slot & SLAB_MASK]));
             if (raw) {
                 memcpy(vectors + q * dim, raw, dim * sizeof *raw);
             } else {
-                probe_slot(ix, &r->query, item.slot);
+                probe_slot(ix, &r->query, item.slot, r->codes);
                 if (!r->query.has_plain)
                     dl_unrotate(r->query.turned, r->query.plain, 1, ix->config.dim, ix->config.rotation_seed);
                 memcpy(vectors + q * dim, r->query.plain, dim * sizeof *vectors);
@@ -233,12 +301,10 @@ int dl_get(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offs
         code = hits_add(ix, &w, (uint32_t)q, &item, item.slot != NONE);
         reader_leave(r);
     }
-    if (code != DL_OK)
-        dl_hits_free(out);
-    return code;
+    return hits_end(&w, code);
 }
 
-int dl_scan(dl_index *ix, uint32_t number, dl_hits *out)
+int dl_scan(dl_index *ix, uint32_t number, uint32_t *slots, dl_hits *out)
 {
     if (number >= atomic_load(&ix->slab_count))
         return DL_EINVAL;
@@ -250,14 +316,16 @@ int dl_scan(dl_index *ix, uint32_t number, dl_hits *out)
     if (!r)
         return DL_ENOMEM;
     const slab *s = atomic_load(&ix->slabs[number]);
-    for (uint32_t i = 0; i < DL_SLAB; i++)
-        if (visible(s, i, now))
-            items[count++] = (near){0, number * DL_SLAB + i};
+    for (uint32_t i = 0; i < DL_SLAB; i++) {
+        uint32_t slot = number * DL_SLAB + i;
+        if (atomic_load(&s->records[i]) && answers(ix, slot, flags_of(head_of(ix, slot)), now, NULL))
+            items[count++] = (near){0, slot};
+    }
+    for (uint32_t i = 0; slots && i < count; i++)
+        slots[i] = items[i].slot;
     int code = hits_begin(&w, out, 1, count ? count : 1);
     if (code == DL_OK)
         code = hits_add(ix, &w, 0, items, count);
     reader_leave(r);
-    if (code != DL_OK)
-        dl_hits_free(out);
-    return code;
+    return hits_end(&w, code);
 }

@@ -3,42 +3,43 @@
 
 #include "internal.h"
 
-static size_t align64(size_t bytes)
+/* Tile blocks lie in huge pages; float blocks, which live until the first frame is fitted, go back to the system whole. */
+block *block_new(dl_index *ix, bool is_float)
 {
-    return (bytes + 63) & ~(size_t)63;
-}
-
-/* 64-byte aligned so that a row of codes touches no more cache lines than it must. */
-block *block_new(const dl_index *ix, bool is_float)
-{
-    size_t plane = (size_t)DL_SLAB * ix->padded / 2, norms = DL_SLAB * sizeof(float);
-    size_t head = align64(sizeof(block)) + align64(DL_SLAB);
-    size_t bytes = head + (is_float ? (size_t)DL_SLAB * ix->config.dim * sizeof(float) : 2 * norms + 2 * plane);
-    char *memory = dl_zalloc(bytes + 64);
-    if (!memory)
+    block *b = dl_zalloc(sizeof *b);
+    if (!b)
         return NULL;
-    block *b = (block *)memory;
-    char *at = (char *)align64((size_t)memory + sizeof(block));
     b->is_float = is_float;
-    b->bytes = bytes + 64;
-    b->frames = (uint8_t *)at;
-    at += align64(DL_SLAB);
-    if (is_float) {
-        b->rows = (float *)at;
-    } else {
-        b->high = (uint8_t *)at;
-        b->low = b->high + plane;
-        b->norm4 = (float *)(b->low + plane);
-        b->norm8 = b->norm4 + DL_SLAB;
+    b->bytes = (size_t)DL_SLAB * (is_float ? ix->float_bytes : ix->row_bytes + ix->low_bytes);
+    b->rows = is_float ? dl_zalloc(b->bytes) : pages_take(ix, b->bytes);
+    if (!b->rows) {
+        free(b);
+        return NULL;
     }
+    b->lows = b->rows + (size_t)DL_SLAB * ix->row_bytes;
+    for (uint32_t i = 0; i < DL_SLAB; i++)
+        atomic_store_explicit(&block_head(ix, b, i)->flags, UNBORN, memory_order_relaxed);
+    atomic_fetch_add(&ix->block_bytes, b->bytes);
     return b;
 }
 
 void block_free(dl_index *ix, block *b)
 {
-    if (b)
-        ix->block_bytes -= b->bytes;
+    if (!b)
+        return;
+    atomic_fetch_sub(&ix->block_bytes, b->bytes);
+    if (b->is_float)
+        free(b->rows);
+    else
+        pages_give(ix, b->rows, b->bytes);
     free(b);
+}
+
+/* From now on readers see this one. */
+void block_publish(dl_index *ix, uint32_t number, block *b)
+{
+    atomic_load(&ix->slabs[number])->block = b;
+    atomic_store_explicit(&ix->places[number].rows, (uintptr_t)b->rows | b->is_float, memory_order_release);
 }
 
 /* Original coordinates as the index holds them: unit length under cosine. */
@@ -56,62 +57,68 @@ void to_plain(const dl_index *ix, const float *x, float *plain)
         plain[d] = x[d] * scale;
 }
 
-static void pack(uint32_t dim, const uint8_t *codes, uint8_t *high, uint8_t *low)
+/* The 256 codes of slot i; [padded]. */
+void block_codes(const dl_index *ix, const block *b, uint32_t i, uint8_t *codes)
 {
-    for (uint32_t d = 0; d < dim; d++) {
-        uint32_t at = d / 32 * 16 + d % 16, shift = d % 32 < 16 ? 0 : 4;
-        high[at] = (uint8_t)((high[at] & (15 << (4 - shift))) | (codes[d] >> 4) << shift);
-        low[at] = (uint8_t)((low[at] & (15 << (4 - shift))) | (codes[d] & 15) << shift);
-    }
+    const uint8_t *signs = b->rows + (size_t)i * ix->row_bytes + sizeof(head), *mids = signs + ix->padded / 8;
+    dl_kernels_now()->join(signs, mids, b->lows + (size_t)i * ix->low_bytes, codes, ix->padded);
 }
 
-void block_unpack(const dl_index *ix, const block *b, uint32_t i, uint8_t *codes)
+/* By how much a sum over signs is stretched to estimate an inner product: <x', x'> / <x', s> with s the signs in units of scale
+ * (RaBitQ, arXiv 2405.12497, section 3.2: so the estimate has no bias). Kept to 8 bits of mantissa. */
+static uint16_t stretch_of(float norm, float along)
 {
-    size_t row = (size_t)i * ix->padded / 2;
-    for (uint32_t d = 0; d < ix->config.dim; d++) {
-        uint32_t at = d / 32 * 16 + d % 16, shift = d % 32 < 16 ? 0 : 4;
-        codes[d] = (uint8_t)((b->high[row + at] >> shift & 15) << 4 | (b->low[row + at] >> shift & 15));
-    }
+    float stretch = along > 0 ? norm / along : 0;
+    uint32_t bits;
+    memcpy(&bits, &stretch, sizeof bits);
+    return (uint16_t)((bits + 0x8000u) >> 16);
 }
 
-/* Write one vector in `frame_id`, whose kind is the block's. `turned` and `codes` are scratch of [dim]. */
+/* Write one vector in `frame_id`, whose kind is the block's. `turned` and `codes` are scratch of [dim] and [padded]. */
 void block_put(const dl_index *ix, block *b, uint32_t i, uint32_t frame_id, const float *plain, float *turned,
                uint8_t *codes)
 {
     uint32_t dim = ix->config.dim;
-    b->frames[i] = (uint8_t)frame_id;
+    head *h = block_head(ix, b, i);
+    h->frame = (uint8_t)frame_id;
     if (b->is_float) {
-        memcpy(b->rows + (size_t)i * dim, plain, dim * sizeof *plain);
+        memcpy(h + 1, plain, dim * sizeof *plain);
         return;
     }
     const frame *f = frame_of(ix, frame_id);
+    const dl_kernels *k = dl_kernels_now();
     if (f->rotated)
         dl_rotate(plain, turned, 1, dim, ix->config.rotation_seed);
-    dl_tile_encode(f->rotated ? turned : plain, codes, 1, dim, f->mean, f->inv_scale, f->edges);
-    float norm4 = 0, norm8 = 0;
+    memset(codes + dim, 0, ix->padded - dim);
+    k->encode(f->rotated ? turned : plain, f->mean, f->inv_scale, &f->grid, codes, dim);
+    float norm5 = 0, norm8 = 0, along = 0;
     for (uint32_t d = 0; d < dim; d++) {
-        float fine = f->scale[d] * f->table8[codes[d]], coarse = f->scale[d] * f->table4[codes[d] >> 4];
+        float fine = f->scale[d] * f->table8[codes[d]], coarse = f->scale[d] * f->whole5[codes[d]];
         norm8 += fine * fine;
-        norm4 += coarse * coarse;
+        norm5 += coarse * coarse;
+        along += f->scale[d] * fabsf(coarse);
     }
-    b->norm4[i] = norm4;
-    b->norm8[i] = norm8;
-    pack(dim, codes, b->high + (size_t)i * ix->padded / 2, b->low + (size_t)i * ix->padded / 2);
+    h->norm5 = norm5;
+    h->norm8 = norm8;
+    h->stretch = stretch_of(norm5, along);
+    uint8_t *signs = (uint8_t *)(h + 1);
+    k->split(codes, signs, signs + ix->padded / 8, b->lows + (size_t)i * ix->low_bytes, ix->padded);
 }
 
-/* Add (or take away) the slot's code to the live counts of its frame. */
-void count_codes(dl_index *ix, uint32_t slot, int sign)
+/* Add (or take away) the slot's code to the live counts of its frame. `codes` is scratch of [padded]. Commit lock. */
+void count_codes(dl_index *ix, uint32_t slot, int sign, uint8_t *codes)
 {
-    const block *b = atomic_load_explicit(&slab_of(ix, slot)->block, memory_order_acquire);
+    const block *b = slab_of(ix, slot)->block;
     if (b->is_float)
         return;
     uint32_t i = slot & SLAB_MASK;
-    int64_t *counts = frame_of(ix, b->frames[i])->counts;
-    block_unpack(ix, b, i, ix->codes);
+    int64_t *counts = frame_of(ix, block_head(ix, b, i)->frame)->counts;
+    block_codes(ix, b, i, codes);
     for (uint32_t d = 0; d < ix->config.dim; d++)
-        counts[d * 16 + (ix->codes[d] >> 4)] += sign;
+        counts[d * 16 + (codes[d] >> 4)] += sign;
 }
 
+/* Commit lock, or the structure alone. */
 int slab_add(dl_index *ix)
 {
     uint32_t count = atomic_load(&ix->slab_count);
@@ -121,40 +128,36 @@ int slab_add(dl_index *ix)
     if (!s)
         return DL_ENOMEM;
     size_t link_bytes = (size_t)DL_SLAB * ix->links0 * sizeof(uint32_t);
-    s->links = dl_zalloc(link_bytes);
-    block *b = block_new(ix, frame_of(ix, ix->write_frame)->is_float);
-    if (!s->links || !b) {
-        free((void *)s->links);
-        free(b);
+    s->links = pages_take(ix, link_bytes);
+    block *b = s->links ? block_new(ix, frame_of(ix, ix->write_frame)->is_float) : NULL;
+    if (!b) {
+        pages_give(ix, (void *)s->links, link_bytes);
         free(s);
         return DL_ENOMEM;
     }
-    ix->block_bytes += b->bytes;
-    ix->link_bytes += link_bytes;
-    atomic_store(&s->block, b);
+    atomic_fetch_add(&ix->link_bytes, link_bytes);
+    memset((void *)s->links, 0xFF, link_bytes);
     for (uint32_t i = 0; i < DL_SLAB; i++) {
-        atomic_store_explicit(&s->birth[i], NEVER, memory_order_relaxed);
-        atomic_store_explicit(&s->death[i], NEVER, memory_order_relaxed);
         atomic_store_explicit(&s->row[i], NO_ROW, memory_order_relaxed);
-        s->parent[i] = NONE;
+        atomic_store_explicit(&s->parent[i], NO_PARENT, memory_order_relaxed);
     }
     atomic_store(&ix->slabs[count], s);
+    atomic_store_explicit(&ix->places[count].links, s->links, memory_order_release);
+    block_publish(ix, count, b);
     atomic_store(&ix->slab_count, count + 1);
     return DL_OK;
 }
 
 void slab_free(dl_index *ix, slab *s)
 {
-    for (uint32_t i = 0; i < DL_SLAB; i++) {
-        free((void *)atomic_load(&s->upper[i]));
+    for (uint32_t i = 0; i < DL_SLAB; i++)
         free(atomic_load(&s->records[i]));
-    }
-    block_free(ix, atomic_load(&s->block));
-    free((void *)s->links);
+    block_free(ix, s->block);
+    pages_give(ix, (void *)s->links, (size_t)DL_SLAB * ix->links0 * sizeof(uint32_t));
     free(s);
 }
 
-/* A slot to write into: a freed one first, so that memory stays dense. */
+/* A slot to write into: a freed one first, so that memory stays dense. Commit lock. */
 int slot_take(dl_index *ix, uint32_t *slot)
 {
     if (ix->free_count) {
@@ -182,29 +185,23 @@ int slot_take(dl_index *ix, uint32_t *slot)
     return DL_OK;
 }
 
-/* No reader can hold the slot any more. */
+/* No reader can hold the slot any more. Commit lock. */
 void slot_release(dl_index *ix, uint32_t slot)
 {
     slab *s = slab_of(ix, slot);
     uint32_t i = slot & SLAB_MASK;
-    block *b = atomic_load(&s->block);
     record *r = atomic_load(&s->records[i]);
     if (r)
-        ix->key_bytes -= sizeof *r + r->key_size + r->payload_size;
+        atomic_fetch_sub(&ix->key_bytes, sizeof *r + r->key_size + r->payload_size + r->level * ix->config.m * sizeof(uint32_t));
     free(r);
     atomic_store(&s->records[i], NULL);
-    if (s->level[i])
-        ix->link_bytes -= s->level[i] * ix->links1 * sizeof(uint32_t);
-    free((void *)atomic_load(&s->upper[i]));
-    atomic_store(&s->upper[i], NULL);
-    frame_of(ix, b->frames[i])->rows--;
-    put(s->links + (size_t)i * ix->links0, 0);
-    atomic_store(&s->birth[i], NEVER);
-    atomic_store(&s->death[i], NEVER);
+    frame_of(ix, block_head(ix, s->block, i)->frame)->rows--;
+    memset((void *)(s->links + (size_t)i * ix->links0), 0xFF, ix->links0 * sizeof(uint32_t));
+    atomic_store(&block_head(ix, s->block, i)->flags, UNBORN);
     atomic_store(&s->row[i], NO_ROW);
-    s->parent[i] = NONE;
+    atomic_store(&s->parent[i], NO_PARENT);
     s->level[i] = 0;
-    s->state[i] = SLOT_FREE;
-    s->version++;
+    set_state(ix, slot, SLOT_FREE);
+    touch(ix, slot);
     ix->free_slots[ix->free_count++] = slot;
 }

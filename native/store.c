@@ -1,19 +1,19 @@
 /* Saving and loading. Bytes read back are hostile: each is checked before it is used, and a loaded graph as a whole by
  * check_structure before anything is searched.
  *
- * Little-endian, no padding. Version 1.
- *   head   "DLH1", u32 dim, metric, m; u64 seed, rotation seed, inserted; u32 slots, entry, write frame
- *   slab   "DLS1", u32 slab, used, is_float; then per used slot:
+ * Little-endian, no padding. Version 2; version 1, which held the codes in two planes, is refused: rebuild from the log.
+ *   head   "DLH2", u32 dim, metric, m; u64 seed, rotation seed, inserted; u32 slots, entry, write frame
+ *   slab   "DLS2", u32 slab, used, is_float; then per used slot:
  *          u8 state (0 free, 1 live, 2 dead), and unless free:
  *          u8 frame, u8 level, u32 parent, u64 row, u32 payload size, u16 key size, key, payload;
- *          per level 0..level: u32 count, count * u32 slot;
- *          the code: f32[dim], or u8[padded / 2] high, u8[padded / 2] low, f32 norm4, f32 norm8
+ *          per level 0..level: u32 count, count * u32 slot (bit 31: an edge of the tree);
+ *          the code: f32[dim], or f32 norm5, f32 norm8, u16 stretch, the planes of kernels.h: signs, mids, lows
  * A node that is being unlinked is saved as dead; one in limbo, which nothing links to, as free. */
 #include <math.h>
 
 #include "internal.h"
 
-static const char HEAD[4] = "DLH1", SLAB_HEAD[4] = "DLS1";
+static const char HEAD[4] = "DLH2", SLAB_HEAD[4] = "DLS2";
 
 /* ---- writing ---- */
 
@@ -86,36 +86,36 @@ int dl_save_head(dl_index *ix, uint8_t **bytes, size_t *size)
 static void save_slot(const dl_index *ix, sink *out, const slab *s, uint32_t slot)
 {
     uint32_t i = slot & SLAB_MASK;
-    const block *b = atomic_load(&s->block);
-    const record *r = atomic_load(&s->records[i]);
+    const head *h = block_head(ix, s->block, i);
+    record *r = atomic_load(&s->records[i]);
     if (s->state[i] == SLOT_FREE || s->state[i] == SLOT_LIMBO) {
         emit8(out, SLOT_FREE);
         return;
     }
     emit8(out, s->state[i] == SLOT_LIVE ? SLOT_LIVE : SLOT_DEAD);
-    emit8(out, b->frames[i]);
+    emit8(out, h->frame);
     emit8(out, s->level[i]);
-    emit32(out, s->parent[i]);
+    emit32(out, parent_of(ix, slot));
     emit64(out, atomic_load(&s->row[i]));
     emit32(out, r->payload_size);
     emit(out, &r->key_size, 2);
-    emit(out, r->bytes, r->key_size + (size_t)r->payload_size);
+    emit(out, key_of(ix, r), r->key_size + (size_t)r->payload_size);
     for (uint32_t level = 0; level <= s->level[i]; level++) {
         const _Atomic uint32_t *links = links_of(ix, slot, level);
-        uint32_t count = get(links);
+        uint32_t count = link_count(links, link_cap(ix, level));
         emit32(out, count);
-        for (uint32_t j = 1; j <= count; j++)
+        for (uint32_t j = 0; j < count; j++)
             emit32(out, get(links + j));
     }
-    size_t half = ix->padded / 2;
-    if (b->is_float) {
-        emit(out, b->rows + (size_t)i * ix->config.dim, ix->config.dim * sizeof(float));
+    if (s->block->is_float) {
+        emit(out, h + 1, ix->config.dim * sizeof(float));
         return;
     }
-    emit(out, b->high + i * half, half);
-    emit(out, b->low + i * half, half);
-    emit(out, b->norm4 + i, 4);
-    emit(out, b->norm8 + i, 4);
+    emit(out, &h->norm5, 4);
+    emit(out, &h->norm8, 4);
+    emit(out, &h->stretch, 2);
+    emit(out, h + 1, ix->padded / 8 * 5);
+    emit(out, lows_of(ix, h, slot), ix->low_bytes);
 }
 
 int dl_save_slab(dl_index *ix, uint32_t number, uint8_t **bytes, size_t *size)
@@ -127,7 +127,7 @@ int dl_save_slab(dl_index *ix, uint32_t number, uint8_t **bytes, size_t *size)
     emit(&out, SLAB_HEAD, 4);
     emit32(&out, number);
     emit32(&out, s->used);
-    emit32(&out, atomic_load(&s->block)->is_float);
+    emit32(&out, s->block->is_float);
     for (uint32_t i = 0; i < s->used; i++)
         save_slot(ix, &out, s, number * DL_SLAB + i);
     return finish(&out, bytes, size);
@@ -175,7 +175,8 @@ static uint64_t take64(source *in)
     return value;
 }
 
-static int load_key(dl_index *ix, slab *s, uint32_t i, source *in)
+/* The record with its key, its payload and room for `level` lists. */
+static int load_key(dl_index *ix, slab *s, uint32_t i, uint8_t level, source *in)
 {
     uint32_t payload_size = take32(in);
     uint16_t key_size = 0;
@@ -185,61 +186,60 @@ static int load_key(dl_index *ix, slab *s, uint32_t i, source *in)
     if (in->failed || !key_size || key_size > DL_MAX_KEY || payload_size >= 1u << 24 ||
         !(bytes = take(in, key_size + (size_t)payload_size)))
         return DL_ECORRUPT;
-    record *r = dl_alloc(sizeof *r + key_size + payload_size);
+    size_t upper = level * ix->config.m * sizeof(uint32_t), size = sizeof(record) + upper + key_size + payload_size;
+    record *r = dl_alloc(size);
     if (!r)
         return DL_ENOMEM;
     r->key_size = key_size;
     r->payload_size = payload_size;
-    memcpy(r->bytes, bytes, key_size + (size_t)payload_size);
+    r->level = level;
+    memset((void *)r->upper, 0xFF, upper);
+    memcpy(key_of(ix, r), bytes, key_size + (size_t)payload_size);
     atomic_store(&s->records[i], r);
-    ix->key_bytes += sizeof *r + key_size + payload_size;
+    atomic_fetch_add(&ix->key_bytes, size);
     return DL_OK;
 }
 
-static int load_links(dl_index *ix, slab *s, uint32_t slot, uint8_t level, source *in)
+static int load_links(dl_index *ix, uint32_t slot, uint8_t level, source *in)
 {
-    uint32_t i = slot & SLAB_MASK;
-    if (level) {
-        size_t bytes = level * ix->links1 * sizeof(uint32_t);
-        _Atomic uint32_t *upper = dl_zalloc(bytes);
-        if (!upper)
-            return DL_ENOMEM;
-        atomic_store(&s->upper[i], upper);
-        ix->link_bytes += bytes;
-    }
     for (uint32_t l = 0; l <= level; l++) {
-        _Atomic uint32_t *links = l ? atomic_load(&s->upper[i]) + (l - 1) * ix->links1 : s->links + i * ix->links0;
+        _Atomic uint32_t *links = links_of(ix, slot, l);
         uint32_t count = take32(in);
         if (count > link_cap(ix, l))
             return DL_ECORRUPT;
-        put(links, count);
-        for (uint32_t j = 1; j <= count; j++)
-            put(links + j, take32(in));
+        for (uint32_t j = 0; j < count; j++) {
+            uint32_t word = take32(in);
+            if (word == NONE || (l && word & TREE))
+                return DL_ECORRUPT;
+            put(links + j, word);
+        }
     }
     return in->failed ? DL_ECORRUPT : DL_OK;
 }
 
-static int load_code(dl_index *ix, block *b, uint32_t i, source *in)
+static int load_code(dl_index *ix, slab *s, uint32_t slot, source *in)
 {
-    size_t half = ix->padded / 2, dim = ix->config.dim;
-    if (b->is_float) {
+    size_t dim = ix->config.dim;
+    head *h = block_head(ix, s->block, slot & SLAB_MASK);
+    if (s->block->is_float) {
         const uint8_t *row = take(in, dim * sizeof(float));
         if (!row)
             return DL_ECORRUPT;
-        memcpy(b->rows + i * dim, row, dim * sizeof(float));
+        memcpy(h + 1, row, dim * sizeof(float));
         for (size_t d = 0; d < dim; d++)
-            if (!isfinite(b->rows[i * dim + d]))
+            if (!isfinite(((const float *)(h + 1))[d]))
                 return DL_ECORRUPT;
         return DL_OK;
     }
-    const uint8_t *high = take(in, half), *low = take(in, half), *norms = take(in, 8);
-    if (!norms)
+    const uint8_t *norms = take(in, 10), *routing = take(in, ix->padded / 8 * 5), *lows = take(in, ix->low_bytes);
+    if (!lows)
         return DL_ECORRUPT;
-    memcpy(b->high + i * half, high, half);
-    memcpy(b->low + i * half, low, half);
-    memcpy(b->norm4 + i, norms, 4);
-    memcpy(b->norm8 + i, norms + 4, 4);
-    return isfinite(b->norm4[i]) && isfinite(b->norm8[i]) ? DL_OK : DL_ECORRUPT;
+    memcpy(&h->norm5, norms, 4);
+    memcpy(&h->norm8, norms + 4, 4);
+    memcpy(&h->stretch, norms + 8, 2);
+    memcpy(h + 1, routing, ix->padded / 8 * 5);
+    memcpy((uint8_t *)lows_of(ix, h, slot), lows, ix->low_bytes);
+    return isfinite(h->norm5) && isfinite(h->norm8) && h->stretch < 0x7F80 ? DL_OK : DL_ECORRUPT;
 }
 
 static int load_slot(dl_index *ix, slab *s, uint32_t slot, source *in)
@@ -250,22 +250,22 @@ static int load_slot(dl_index *ix, slab *s, uint32_t slot, source *in)
         return DL_ECORRUPT;
     if (state == SLOT_FREE)
         return DL_OK;
-    block *b = atomic_load(&s->block);
     uint8_t id = take8(in), level = take8(in);
-    s->parent[i] = take32(in);
+    put(&s->parent[i], take32(in));
     uint64_t row = take64(in);
-    if (in->failed || id >= DL_FRAMES || !frame_of(ix, id) || frame_of(ix, id)->is_float != b->is_float ||
+    if (in->failed || id >= DL_FRAMES || !frame_of(ix, id) || frame_of(ix, id)->is_float != s->block->is_float ||
         level > MAX_LEVEL || !row_exists(ix, row))
         return DL_ECORRUPT;
-    int code = load_key(ix, s, i, in);
+    int code = load_key(ix, s, i, level, in);
     if (code == DL_OK)
-        code = load_links(ix, s, slot, level, in);
+        code = load_links(ix, slot, level, in);
     if (code == DL_OK)
-        code = load_code(ix, b, i, in);
+        code = load_code(ix, s, slot, in);
     if (code != DL_OK)
         return code;
     /* only now is the slot more than memory that slab_free gives back */
-    b->frames[i] = id;
+    block_head(ix, s->block, i)->frame = id;
+    atomic_store(&block_head(ix, s->block, i)->flags, 0);
     s->level[i] = level;
     s->state[i] = state;
     atomic_store(&s->row[i], row);
@@ -286,13 +286,12 @@ int dl_load_slab(dl_index *ix, uint32_t number, uint64_t version, const uint8_t 
     if (code != DL_OK)
         return code;
     slab *s = atomic_load(&ix->slabs[number]);
-    if (atomic_load(&s->block)->is_float != (bool)is_float) {
-        block *b = block_new(ix, is_float);
+    if (s->block->is_float != (bool)is_float) {
+        block *b = block_new(ix, is_float), *old = s->block;
         if (!b)
             return DL_ENOMEM;
-        block_free(ix, atomic_load(&s->block));
-        ix->block_bytes += b->bytes;
-        atomic_store(&s->block, b);
+        block_publish(ix, number, b);
+        block_free(ix, old);
     }
     s->used = used;
     s->version = version;
@@ -306,7 +305,7 @@ static bool tree_sound(const dl_index *ix, uint32_t slots)
 {
     for (uint32_t slot = 0; slot < slots; slot++) {
         uint32_t parent = parent_of(ix, slot);
-        if (state_of(ix, slot) == SLOT_FREE || parent == NONE)
+        if (state_of(ix, slot) == SLOT_FREE || parent >= NO_PARENT)
             continue;
         if (parent >= slots || state_of(ix, parent) == SLOT_FREE)
             return false;
@@ -315,22 +314,22 @@ static bool tree_sound(const dl_index *ix, uint32_t slots)
     bool good = sound != NULL;
     for (uint32_t start = 0; good && start < slots; start++) {
         uint32_t slot = start;
-        for (; slot != NONE && !sound[slot]; slot = parent_of(ix, slot))
+        for (; slot < NO_PARENT && !sound[slot]; slot = parent_of(ix, slot))
             sound[slot] = 1;
-        good = slot == NONE || sound[slot] == 2;
-        for (slot = start; good && slot != NONE && sound[slot] == 1; slot = parent_of(ix, slot))
+        good = slot >= NO_PARENT || sound[slot] == 2;
+        for (slot = start; good && slot < NO_PARENT && sound[slot] == 1; slot = parent_of(ix, slot))
             sound[slot] = 2;
     }
     free(sound);
     return good;
 }
 
-static int rebuild(dl_index *ix, uint32_t slots)
+static int rebuild(dl_index *ix, uint32_t slots, uint8_t *codes)
 {
     uint32_t used = 0;
     for (uint32_t n = 0; n < atomic_load(&ix->slab_count); n++) {
         const slab *s = atomic_load(&ix->slabs[n]);
-        if (frame_of(ix, ix->write_frame)->is_float && !atomic_load(&s->block)->is_float)
+        if (frame_of(ix, ix->write_frame)->is_float && !s->block->is_float)
             return DL_ECORRUPT;
         if (s->used != DL_SLAB && n + 1 != atomic_load(&ix->slab_count))
             return DL_ECORRUPT;
@@ -350,24 +349,24 @@ static int rebuild(dl_index *ix, uint32_t slots)
             ix->free_slots[ix->free_count++] = slot;
             continue;
         }
-        atomic_store(&s->birth[i], 1);
         if (s->state[i] == SLOT_DEAD) {
             int code = queue_reserve(&ix->dead, 1);
             if (code != DL_OK)
                 return code;
-            atomic_store(&s->death[i], 1);
+            put(&s->death[i], 1);
+            atomic_store(&head_of(ix, slot)->flags, DEAD);
             queue_push(&ix->dead, slot, 1);
             continue;
         }
-        const record *r = atomic_load(&s->records[i]);
-        uint32_t hash = record_hash(r);
+        record *r = atomic_load(&s->records[i]);
+        uint32_t hash = record_hash(ix, r);
         int code = map_reserve(ix);
         if (code != DL_OK)
             return code;
-        if (map_find(ix, r->bytes, r->key_size, hash) != NONE)
+        if (map_find(ix, key_of(ix, r), r->key_size, hash) != NONE)
             return DL_ECORRUPT;
         map_set(ix, NONE, slot, hash);
-        count_codes(ix, slot, 1);
+        count_codes(ix, slot, 1, codes);
         atomic_fetch_add(&ix->live, 1);
     }
     return DL_OK;
@@ -392,7 +391,9 @@ int dl_load_head(dl_index *ix, const uint8_t *bytes, size_t size, char *message,
     atomic_store(&ix->clock, 1);
     if (message_size)
         strncpy(message, "slots, keys or the tree do not fit together", message_size - 1);
-    int code = rebuild(ix, slots);
+    uint8_t *codes = dl_alloc(ix->padded);
+    int code = codes ? rebuild(ix, slots, codes) : DL_ENOMEM;
+    free(codes);
     if (code == DL_OK && !tree_sound(ix, slots))
         code = DL_ECORRUPT;
     return code == DL_OK ? check_structure(ix, message, message_size) : code;

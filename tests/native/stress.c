@@ -41,7 +41,8 @@ static void *read_on(void *argument)
         seed = seed * 747796405u + 1;
         dl_hits hits;
         const float *query = rows + (size_t)(seed % ROWS) * DIM;
-        expect(dl_search(ix, query, 1, 10, 50, 20, &hits) == DL_OK, "search");
+        dl_request ask = {.k = 10, .ef = 50, .rescore = 20, .radius = INFINITY};
+        expect(dl_search(ix, query, 1, &ask, &hits) == DL_OK, "search");
         for (uint32_t j = 1; j < hits.counts[0]; j++) {
             expect(hits.distances[j - 1] <= hits.distances[j], "ascending");
             for (uint32_t i = 0; i < j; i++)
@@ -91,7 +92,7 @@ static void write_some(uint64_t *row)
             *row += ROWS - *row % ROWS;
         for (uint32_t i = 0; i < n; i++)
             ids[i] = (*row + i) % ROWS;
-        expect(dl_upsert(ix, n, (uint8_t *)keys, offsets, NULL, NULL, rows + (*row % ROWS) * DIM, ids) == DL_OK, "upsert");
+        expect(dl_upsert(ix, n, (uint8_t *)keys, offsets, NULL, NULL, rows + (*row % ROWS) * DIM, ids, NULL) == DL_OK, "upsert");
         *row += n;
     }
     int more;
@@ -100,16 +101,16 @@ static void write_some(uint64_t *row)
 
 static void open_tile(uint32_t frame, float scale)
 {
-    float mean[DIM] = {0}, scales[DIM], edges[255], table8[256], table4[16];
+    float mean[DIM] = {0}, scales[DIM], edges[255], table8[256], table5[32];
     for (int d = 0; d < DIM; d++)
         scales[d] = scale;
     for (int c = 0; c < 256; c++)
         table8[c] = (float)(c - 127.5) / 40;
     for (int c = 0; c < 255; c++)
         edges[c] = (table8[c] + table8[c + 1]) / 2;
-    for (int c = 0; c < 16; c++)
-        table4[c] = (table8[16 * c + 7] + table8[16 * c + 8]) / 2;
-    dl_tile tile = {mean, scales, edges, table8, table4, 1};
+    for (int c = 0; c < 32; c++)
+        table5[c] = (table8[8 * c + 3] + table8[8 * c + 4]) / 2;
+    dl_tile tile = {mean, scales, edges, table8, table5, 1};
     expect(dl_frame_open(ix, frame, &tile) == DL_OK, "open frame");
 }
 
@@ -130,7 +131,7 @@ int main(int argc, char **argv)
     uint64_t row = 0;
     for (uint32_t key = 0; key < 600; key++) {
         uint64_t offsets[2] = {0, 4}, id = row++;
-        expect(dl_upsert(ix, 1, (uint8_t *)&key, offsets, NULL, NULL, rows + id * DIM, &id) == DL_OK, "first upsert");
+        expect(dl_upsert(ix, 1, (uint8_t *)&key, offsets, NULL, NULL, rows + id * DIM, &id, NULL) == DL_OK, "first upsert");
     }
     expect(dl_frame_write(ix, 1) == DL_OK, "write in tiles");
     pthread_t threads[READERS];

@@ -17,7 +17,7 @@ def tile_of(x: np.ndarray, *, rotated: bool = True) -> Tile:
     y = native.rotate(x, ROTATION_SEED) if rotated else x
     scale = np.maximum(y.std(axis=0), 1e-6).astype(np.float32)
     edges = np.float32([SPREAD * NormalDist().inv_cdf(k / 256) for k in range(1, 256)])
-    return Tile(y.mean(axis=0), scale, edges, _table(256), _table(16), rotated)
+    return Tile(y.mean(axis=0), scale, edges, _table(256), _table(32), rotated)
 
 
 def _table(size: int) -> np.ndarray:

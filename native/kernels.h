@@ -1,0 +1,64 @@
+/* The kernels: one file per instruction set, one table of functions, chosen once. The scalar ones are the truth: every
+ * other set gives the same integers, and the same floats from hadamard, since it rounds in the same order; l2, ip and
+ * decode are within rounding.
+ *
+ * A row of n codes (n a multiple of 32; positions at or beyond dim hold anything and have weight 0) lies in three
+ * planes, split so that each prefix is read alone and no bit is stored twice:
+ *   signs  bit 7 of the code: n / 8 bytes, position i at bit i % 8 of byte i / 8
+ *   mids   bits 6..3: n / 2 bytes. Groups of 64 positions in 32 bytes: byte j holds position j in its low nibble,
+ *          32 + j in its high one. A last group of 32 positions in 16 bytes: byte j holds j and 16 + j.
+ *   lows   bits 2, 1, 0: three planes of n / 8 bytes, laid like signs, in that order
+ * Nothing beyond the stated lengths is read or written, and no address need be aligned beyond its type. */
+#ifndef DRIFTLINE_KERNELS_H
+#define DRIFTLINE_KERNELS_H
+#include <stddef.h>
+#include <stdint.h>
+
+enum { DL_CELLS = 1024 };
+
+/* The edges of a tile code, with a grid over them for a first guess. */
+typedef struct {
+    float edges[256];        /* ascending, 255 of them finite; the last is +inf */
+    float origin, per_cell;  /* cell of z = clamp((z - origin) * per_cell, 0, DL_CELLS - 1), truncated */
+    uint32_t most;           /* the edges in the fullest cell: a guess is at most this much too low */
+    uint8_t cells[DL_CELLS]; /* a code that is not above that of any z in the cell */
+} dl_grid;
+
+typedef struct {
+    const char *name;
+    /* Sum of w[i] where bit i of signs is set; w in -127..127. |sum| <= 127 * 4096 < 2^31. */
+    int32_t (*dot1)(const uint8_t *signs, const int8_t *w, size_t n);
+    /* Sum of w[i] * table[top five bits of code i]; w in -127..127, 32 table values 0..127.
+     * |sum| <= 127 * 127 * 4096 < 2^31. A shorter prefix's table holds equal neighbours: one kernel for 2 to 5 bits. */
+    int32_t (*dot5)(const uint8_t *signs, const uint8_t *mids, const int8_t *w, const uint8_t *table, size_t n);
+    /* Sum of w[i] * table[code i]; 256 table values, |table| <= 4096. The caller bounds sum |w| below 2^19, and with it
+     * |sum| below 2^31. */
+    int32_t (*dot8)(const uint8_t *signs, const uint8_t *mids, const uint8_t *lows, const int16_t *w,
+                    const int16_t *table, size_t n);
+    float (*l2)(const float *a, const float *b, size_t n);
+    float (*ip)(const float *a, const float *b, size_t n);
+    /* codes[i] = number of edges <= (x[i] - mean[i]) * inv_scale[i], for any grid that dl_grid_of made. */
+    void (*encode)(const float *x, const float *mean, const float *inv_scale, const dl_grid *grid, uint8_t *codes,
+                   size_t n);
+    /* out[i] = mean[i] + scale[i] * table[codes[i]], table of 256 */
+    void (*decode)(const uint8_t *codes, const float *mean, const float *scale, const float *table, float *out,
+                   size_t n);
+    /* n codes (n a multiple of 32) to planes and back */
+    void (*split)(const uint8_t *codes, uint8_t *signs, uint8_t *mids, uint8_t *lows, size_t n);
+    void (*join)(const uint8_t *signs, const uint8_t *mids, const uint8_t *lows, uint8_t *codes, size_t n);
+    /* Floats to integer weights: w8[i] = x[i] * inverse8, w16[i] = x[i] * inverse16, rounded to nearest (ties to even)
+     * and clamped to +-127 and +-32767. Returns the sum of w8. */
+    int32_t (*weights)(const float *x, float inverse8, float inverse16, int8_t *w8, int16_t *w16, size_t n);
+    /* The fast Hadamard transform, in place, over n a power of two, scaled by 1 / sqrt(n): its own inverse. */
+    void (*hadamard)(float *x, size_t n);
+} dl_kernels;
+
+extern const dl_kernels dl_kernels_scalar;
+#if defined(__x86_64__)
+extern const dl_kernels dl_kernels_avx2, dl_kernels_avx512;
+#elif defined(__aarch64__)
+extern const dl_kernels dl_kernels_neon;
+#endif
+const dl_kernels *dl_kernels_now(void);
+void dl_grid_of(const float *edges, dl_grid *grid); /* [255] ascending */
+#endif

@@ -1,0 +1,236 @@
+/* Kernels for arm64, whose every machine has these instructions. */
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#include <float.h>
+#include <math.h>
+
+#include "kernels.h"
+
+/* 16 positions of a plane of bits: bytes of all ones where the bit is set. */
+static inline uint8x16_t spread(const uint8_t *plane)
+{
+    static const uint8_t own_bit[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+    return vtstq_u8(vcombine_u8(vdup_n_u8(plane[0]), vdup_n_u8(plane[1])), vld1q_u8(own_bit));
+}
+
+/* The mids of 16 positions from i on. */
+static inline uint8x16_t mids_at(const uint8_t *mids, size_t i, size_t n)
+{
+    size_t start = i & ~(size_t)63, half = n - start >= 64 ? 32 : 16, j = i - start;
+    const uint8_t *group = mids + start / 2;
+    return j < half ? vandq_u8(vld1q_u8(group + j), vdupq_n_u8(15)) : vshrq_n_u8(vld1q_u8(group + j - half), 4);
+}
+
+static int32_t dot1_neon(const uint8_t *signs, const int8_t *w, size_t n)
+{
+    /* 16-bit sums of pairs, at most 254 each time: the two of 128 times each, 32,512, do not overflow */
+    int16x8_t s0 = vdupq_n_s16(0), s1 = s0;
+    for (size_t i = 0; i < n; i += 32) {
+        s0 = vpadalq_s8(s0, vandq_s8(vld1q_s8(w + i), vreinterpretq_s8_u8(spread(signs + i / 8))));
+        s1 = vpadalq_s8(s1, vandq_s8(vld1q_s8(w + i + 16), vreinterpretq_s8_u8(spread(signs + i / 8 + 2))));
+    }
+    return vaddlvq_s16(s0) + vaddlvq_s16(s1);
+}
+
+static int32_t dot5_neon(const uint8_t *signs, const uint8_t *mids, const int8_t *w, const uint8_t *table, size_t n)
+{
+    uint8x16x2_t lookup = {{vld1q_u8(table), vld1q_u8(table + 16)}};
+    int32x4_t sum = vdupq_n_s32(0);
+    for (size_t i = 0; i < n; i += 16) {
+        uint8x16_t sign = vandq_u8(spread(signs + i / 8), vdupq_n_u8(16));
+        int8x16_t t = vreinterpretq_s8_u8(vqtbl2q_u8(lookup, vorrq_u8(sign, mids_at(mids, i, n))));
+        int8x16_t weight = vld1q_s8(w + i);
+        /* 127 * 127 * 2 = 32,258: two products fit 16 bits */
+        int16x8_t pairs = vmlal_high_s8(vmull_s8(vget_low_s8(t), vget_low_s8(weight)), t, weight);
+        sum = vpadalq_s16(sum, pairs);
+    }
+    return vaddvq_s32(sum);
+}
+
+static inline uint8x16_t codes_at(const uint8_t *signs, const uint8_t *mids, const uint8_t *lows, size_t i, size_t n)
+{
+    uint8x16_t code = vshlq_n_u8(mids_at(mids, i, n), 3);
+    code = vorrq_u8(code, vandq_u8(spread(signs + i / 8), vdupq_n_u8(128)));
+    code = vorrq_u8(code, vandq_u8(spread(lows + i / 8), vdupq_n_u8(4)));
+    code = vorrq_u8(code, vandq_u8(spread(lows + (n + i) / 8), vdupq_n_u8(2)));
+    return vorrq_u8(code, vandq_u8(spread(lows + (2 * n + i) / 8), vdupq_n_u8(1)));
+}
+
+/* Table values one by one: a table of 512 bytes would be eight look-ups of four registers each for 16 codes. Neither
+ * was measured: no such machine was at hand. */
+static int32_t dot8_neon(const uint8_t *signs, const uint8_t *mids, const uint8_t *lows, const int16_t *w,
+                         const int16_t *table, size_t n)
+{
+    int32_t sums[4] = {0, 0, 0, 0};
+    for (size_t i = 0; i < n; i += 16) {
+        uint8_t code[16];
+        vst1q_u8(code, codes_at(signs, mids, lows, i, n));
+        for (size_t j = 0; j < 16; j++)
+            sums[j % 4] += w[i + j] * table[code[j]];
+    }
+    return sums[0] + sums[1] + sums[2] + sums[3];
+}
+
+static float l2_neon(const float *a, const float *b, size_t n)
+{
+    float32x4_t s[4] = {vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0)};
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        for (size_t j = 0; j < 4; j++) {
+            float32x4_t d = vsubq_f32(vld1q_f32(a + i + 4 * j), vld1q_f32(b + i + 4 * j));
+            s[j] = vfmaq_f32(s[j], d, d);
+        }
+    float sum = vaddvq_f32(vaddq_f32(vaddq_f32(s[0], s[1]), vaddq_f32(s[2], s[3])));
+    return sum + dl_kernels_scalar.l2(a + i, b + i, n - i);
+}
+
+static float ip_neon(const float *a, const float *b, size_t n)
+{
+    float32x4_t s[4] = {vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0)};
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        for (size_t j = 0; j < 4; j++)
+            s[j] = vfmaq_f32(s[j], vld1q_f32(a + i + 4 * j), vld1q_f32(b + i + 4 * j));
+    float sum = vaddvq_f32(vaddq_f32(vaddq_f32(s[0], s[1]), vaddq_f32(s[2], s[3])));
+    return sum + dl_kernels_scalar.ip(a + i, b + i, n - i);
+}
+
+enum { FEW = 8 }; /* looks at edges that cost no more than the scalar's halving */
+
+/* A first guess from the grid, then up by one where the next edge is not above, as often as it may be; without a
+ * branch, that no predictor would learn. A z that overflowed is pulled back, so that the last edge, +inf, stops it. */
+static void encode_neon(const float *x, const float *mean, const float *inv_scale, const dl_grid *grid, uint8_t *codes,
+                        size_t n)
+{
+    const float32x4_t origin = vdupq_n_f32(grid->origin), per_cell = vdupq_n_f32(grid->per_cell);
+    size_t i = 0;
+    for (; grid->most <= FEW && i + 4 <= n; i += 4) {
+        float32x4_t z = vmulq_f32(vsubq_f32(vld1q_f32(x + i), vld1q_f32(mean + i)), vld1q_f32(inv_scale + i));
+        z = vminq_f32(z, vdupq_n_f32(FLT_MAX));
+        float32x4_t where = vmulq_f32(vsubq_f32(z, origin), per_cell);
+        where = vminq_f32(vmaxq_f32(where, vdupq_n_f32(0)), vdupq_n_f32(DL_CELLS - 1));
+        float value[4];
+        uint32_t cell[4];
+        vst1q_f32(value, z);
+        vst1q_u32(cell, vcvtq_u32_f32(where));
+        for (size_t j = 0; j < 4; j++) {
+            uint32_t code = grid->cells[cell[j]];
+            for (uint32_t step = 0; step < grid->most; step++)
+                code += grid->edges[code] <= value[j];
+            codes[i + j] = (uint8_t)code;
+        }
+    }
+    dl_kernels_scalar.encode(x + i, mean + i, inv_scale + i, grid, codes + i, n - i);
+}
+
+/* The bits of 16 bytes' tops, in order. */
+static inline void put_tops(uint8_t *plane, uint8x16_t bytes)
+{
+    static const int8_t place[16] = {-7, -6, -5, -4, -3, -2, -1, 0, -7, -6, -5, -4, -3, -2, -1, 0};
+    uint8x16_t bits = vshlq_u8(vandq_u8(bytes, vdupq_n_u8(128)), vld1q_s8(place));
+    plane[0] = vaddv_u8(vget_low_u8(bits));
+    plane[1] = vaddv_u8(vget_high_u8(bits));
+}
+
+static void split_neon(const uint8_t *codes, uint8_t *signs, uint8_t *mids, uint8_t *lows, size_t n)
+{
+    for (size_t i = 0; i < n; i += 16) {
+        uint8x16_t code = vld1q_u8(codes + i);
+        put_tops(signs + i / 8, code);
+        put_tops(lows + i / 8, vshlq_n_u8(code, 5));
+        put_tops(lows + (n + i) / 8, vshlq_n_u8(code, 6));
+        put_tops(lows + (2 * n + i) / 8, vshlq_n_u8(code, 7));
+    }
+    for (size_t start = 0, half; start < n; start += 2 * half) {
+        half = n - start >= 64 ? 32 : 16;
+        for (size_t j = start; j < start + half; j += 16, mids += 16) {
+            uint8x16_t low = vandq_u8(vshrq_n_u8(vld1q_u8(codes + j), 3), vdupq_n_u8(15));
+            vst1q_u8(mids, vsliq_n_u8(low, vshrq_n_u8(vld1q_u8(codes + half + j), 3), 4));
+        }
+    }
+}
+
+static void join_neon(const uint8_t *signs, const uint8_t *mids, const uint8_t *lows, uint8_t *codes, size_t n)
+{
+    for (size_t i = 0; i < n; i += 16)
+        vst1q_u8(codes + i, codes_at(signs, mids, lows, i, n));
+}
+
+static inline int32x4_t rounded(float32x4_t x, float inverse, float most)
+{
+    x = vmulq_n_f32(x, inverse);
+    return vcvtnq_s32_f32(vminq_f32(vmaxq_f32(x, vdupq_n_f32(-most)), vdupq_n_f32(most)));
+}
+
+static int32_t weights_neon(const float *x, float inverse8, float inverse16, int8_t *w8, int16_t *w16, size_t n)
+{
+    int32x4_t sum = vdupq_n_s32(0);
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        float32x4_t x0 = vld1q_f32(x + i), x1 = vld1q_f32(x + i + 4);
+        int32x4_t narrow0 = rounded(x0, inverse8, 127), narrow1 = rounded(x1, inverse8, 127);
+        sum = vaddq_s32(sum, vaddq_s32(narrow0, narrow1));
+        vst1_s8(w8 + i, vmovn_s16(vcombine_s16(vmovn_s32(narrow0), vmovn_s32(narrow1))));
+        vst1q_s16(w16 + i,
+                  vcombine_s16(vmovn_s32(rounded(x0, inverse16, 32767)), vmovn_s32(rounded(x1, inverse16, 32767))));
+    }
+    return vaddvq_s32(sum) + dl_kernels_scalar.weights(x + i, inverse8, inverse16, w8 + i, w16 + i, n - i);
+}
+
+/* Two levels within a register: the partner, plus or minus x, in one instruction: exact, since a product with
+ * 1 or -1 does not round. */
+static inline float32x4_t hadamard4(float32x4_t x)
+{
+    static const float second1[4] = {1, -1, 1, -1}, second2[4] = {1, 1, -1, -1};
+    x = vfmaq_f32(vrev64q_f32(x), x, vld1q_f32(second1));
+    return vfmaq_f32(vextq_f32(x, x, 2), x, vld1q_f32(second2));
+}
+
+/* Two levels in one pass over memory while there are two; the order of additions, and with it each
+ * rounding, is the scalar's. */
+static void hadamard_neon(float *x, size_t n)
+{
+    if (n < 4) {
+        dl_kernels_scalar.hadamard(x, n);
+        return;
+    }
+    for (size_t i = 0; i < n; i += 4)
+        vst1q_f32(x + i, hadamard4(vld1q_f32(x + i)));
+    size_t half = 4;
+    for (; 4 * half <= n; half *= 4)
+        for (size_t start = 0; start < n; start += 4 * half)
+            for (float *p = x + start; p < x + start + half; p += 4) {
+                float32x4_t a = vld1q_f32(p), b = vld1q_f32(p + half);
+                float32x4_t c = vld1q_f32(p + 2 * half), d = vld1q_f32(p + 3 * half);
+                float32x4_t ab = vaddq_f32(a, b), cd = vaddq_f32(c, d);
+                a = vsubq_f32(a, b);
+                c = vsubq_f32(c, d);
+                vst1q_f32(p, vaddq_f32(ab, cd));
+                vst1q_f32(p + half, vaddq_f32(a, c));
+                vst1q_f32(p + 2 * half, vsubq_f32(ab, cd));
+                vst1q_f32(p + 3 * half, vsubq_f32(a, c));
+            }
+    const float32x4_t scale = vdupq_n_f32(1.0f / sqrtf((float)n));
+    if (half < n)
+        for (float *p = x; p < x + half; p += 4) {
+            float32x4_t a = vld1q_f32(p), b = vld1q_f32(p + half);
+            vst1q_f32(p, vmulq_f32(vaddq_f32(a, b), scale));
+            vst1q_f32(p + half, vmulq_f32(vsubq_f32(a, b), scale));
+        }
+    else
+        for (float *p = x; p < x + n; p += 4)
+            vst1q_f32(p, vmulq_f32(vld1q_f32(p), scale));
+}
+
+/* Decoding is look-ups one by one on this machine, which is what the scalar does. */
+static void decode_neon(const uint8_t *codes, const float *mean, const float *scale, const float *table, float *out,
+                        size_t n)
+{
+    dl_kernels_scalar.decode(codes, mean, scale, table, out, n);
+}
+
+const dl_kernels dl_kernels_neon = {
+    "neon",      dot1_neon,   dot5_neon,  dot8_neon, l2_neon,      ip_neon,
+    encode_neon, decode_neon, split_neon, join_neon, weights_neon, hadamard_neon,
+};
+#endif

@@ -1,0 +1,488 @@
+/* Walking the graph (Malkov & Yashunin, algorithm 2), and what a walk costs.
+ *
+ * A hop's time is its cache misses. So the rows of all unseen neighbours are asked for before the first is measured, what a row
+ * is measured by lies in one piece (internal.h, head), the best so far stand in one sorted array whose entries are candidates and
+ * results at once, and the set of slots seen is a bit each.
+ *
+ * A distance is left early where the signs alone say that it is too far. The sum over signs, stretched by the row's own factor,
+ * estimates the inner product without bias (RaBitQ, arXiv 2405.12497); how far it is off is measured on the first distances of
+ * each walk, and a row is left when even MARGIN standard deviations in its favour would not bring it among the best. Where that
+ * seldom happens (few dimensions: one bit says too little) the walk stops asking: each query decides for itself, so the same
+ * query gets the same answer whatever was asked before. */
+#include <math.h>
+
+#include "internal.h"
+
+#define EXPANDED 0x80000000u /* in the slot of a pool entry */
+__attribute__((visibility("default"))) float dl_knobs[16]={1.6f,48,96,3,4,0};
+#define MARGIN dl_knobs[0] /* standard deviations; measured: docs/tuning.md */
+#define HOPE 3.5f            /* likewise, of coarser against more exact distances */
+
+enum {
+    GATE_SAMPLES = 48,  /* distances that calibrate the signs */
+    GATE_TRIAL = 96,    /* rows asked by signs before they are judged */
+    SOON = 2,           /* places in the pool behind the next one */
+    CALIBRATING = 12,   /* measurements that tell how far coarser ones are off */
+    AHEAD = 4,          /* rows asked for before they are measured */
+    POOL_MOST = 1024    /* entries kept sorted; a wider walk keeps heaps */
+};
+
+/* ---- heaps of near items: `max` keeps the farthest on top ---- */
+
+static inline bool above(near a, near b, bool max)
+{
+    return max ? a.distance > b.distance : a.distance < b.distance;
+}
+
+bool heap_push(heap *h, near item, bool max)
+{
+    if (h->size == h->capacity) {
+        uint32_t capacity = h->capacity ? 2 * h->capacity : 256;
+        near *items = dl_grow(h->items, capacity * sizeof *items);
+        if (!items)
+            return false;
+        h->items = items;
+        h->capacity = capacity;
+    }
+    uint32_t at = h->size++;
+    while (at && above(item, h->items[(at - 1) / 2], max)) {
+        h->items[at] = h->items[(at - 1) / 2];
+        at = (at - 1) / 2;
+    }
+    h->items[at] = item;
+    return true;
+}
+
+near heap_pop(heap *h, bool max)
+{
+    near top = h->items[0], last = h->items[--h->size];
+    uint32_t at = 0;
+    for (uint32_t child; (child = 2 * at + 1) < h->size; at = child) {
+        if (child + 1 < h->size && above(h->items[child + 1], h->items[child], max))
+            child++;
+        if (!above(h->items[child], last, max))
+            break;
+        h->items[at] = h->items[child];
+    }
+    if (h->size)
+        h->items[at] = last;
+    return top;
+}
+
+static int by_distance(const void *a, const void *b)
+{
+    const near *x = a, *y = b;
+    if (x->distance != y->distance)
+        return x->distance < y->distance ? -1 : 1;
+    return x->slot < y->slot ? -1 : x->slot > y->slot;
+}
+
+void near_sort(near *items, size_t n)
+{
+    if (n > 64) {
+        qsort(items, n, sizeof *items, by_distance);
+        return;
+    }
+    for (size_t i = 1; i < n; i++) { /* what comes here is nearly in order */
+        near item = items[i];
+        size_t at = i;
+        for (; at && by_distance(&item, &items[at - 1]) < 0; at--)
+            items[at] = items[at - 1];
+        items[at] = item;
+    }
+}
+
+int picked_reserve(reader *r, size_t n)
+{
+    if (n <= r->picked_size)
+        return DL_OK;
+    near *items = dl_grow(r->picked, n * sizeof *items);
+    if (!items)
+        return DL_ENOMEM;
+    r->picked = items;
+    r->picked_size = n;
+    return DL_OK;
+}
+
+/* ---- the slots seen: a bit each, and a byte per slab that says whether there are any to clear ---- */
+
+static bool seen_fit(reader *r, uint32_t slabs)
+{
+    if (slabs <= r->seen_slabs)
+        return true;
+    uint64_t *seen = dl_grow(r->seen, (size_t)slabs * DL_SLAB / 8);
+    if (!seen)
+        return false;
+    r->seen = seen;
+    uint8_t *dirty = dl_grow(r->dirty, slabs);
+    if (!dirty)
+        return false;
+    r->dirty = dirty;
+    memset((char *)seen + (size_t)r->seen_slabs * DL_SLAB / 8, 0, (size_t)(slabs - r->seen_slabs) * DL_SLAB / 8);
+    memset(dirty + r->seen_slabs, 0, slabs - r->seen_slabs);
+    r->seen_slabs = slabs;
+    return true;
+}
+
+bool seen_reset(dl_index *ix, reader *r)
+{
+    for (uint32_t i = 0; i < r->seen_slabs; i++)
+        if (r->dirty[i]) {
+            memset((char *)r->seen + (size_t)i * DL_SLAB / 8, 0, DL_SLAB / 8);
+            r->dirty[i] = 0;
+        }
+    return seen_fit(r, atomic_load(&ix->slab_count));
+}
+
+bool seen_before(reader *r, uint32_t slot)
+{
+    uint64_t *word = &r->seen[slot >> 6], bit = 1ull << (slot & 63);
+    bool seen = *word & bit;
+    *word |= bit;
+    r->dirty[slot >> SLAB_BITS] = 1;
+    return seen;
+}
+
+/* ---- the best so far ---- */
+
+/* The distance that an item must beat to be among the best. */
+static inline float worst(const reader *r)
+{
+    if (r->ef <= POOL_MOST)
+        return r->pool_size < r->ef ? INFINITY : r->pool[r->ef - 1].distance;
+    return r->results.size < r->ef ? INFINITY : r->results.items[0].distance;
+}
+
+static inline void pool_insert(const dl_index *ix, reader *r, near item)
+{
+    near *pool = r->pool;
+    uint32_t low = 0, high = r->pool_size;
+    while (low < high) {
+        uint32_t middle = (low + high) / 2;
+        if (pool[middle].distance <= item.distance)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    if (low == r->ef)
+        return;
+    r->pool_size += r->pool_size < r->ef;
+    memmove(pool + low + 1, pool + low, (r->pool_size - 1 - low) * sizeof *pool);
+    pool[low] = item;
+    if (low < r->cursor)
+        r->cursor = low;
+    if (low <= r->cursor + SOON) /* one of the next to be walked from */
+        fetch_row((const void *)links_of(ix, item.slot, 0), ix->links0 * sizeof(uint32_t));
+}
+
+/* Among the best it goes. */
+static inline bool keep(const dl_index *ix, reader *r, near item)
+{
+    if (r->ef <= POOL_MOST) {
+        pool_insert(ix, r, item);
+        return true;
+    }
+    if (!heap_push(&r->results, item, true))
+        return false;
+    if (r->results.size > r->ef)
+        heap_pop(&r->results, true);
+    return true;
+}
+
+/* A node that is near enough: walked from later, and among the best if it may be returned. */
+static inline bool meet(dl_index *ix, reader *r, near item, uint8_t flags, uint64_t now, const allowed *only)
+{
+    bool counts = answers(ix, item.slot, flags, now, only);
+    if ((!counts || r->ef > POOL_MOST) && !heap_push(&r->candidates, item, false))
+        return false;
+    return !counts || keep(ix, r, item);
+}
+
+/* The nearest node not yet walked from, unless all of them are too far. */
+static inline bool next_node(reader *r, uint32_t *slot)
+{
+    while (r->cursor < r->pool_size && r->pool[r->cursor].slot & EXPANDED)
+        r->cursor++;
+    bool in_pool = r->cursor < r->pool_size;
+    if (r->candidates.size && (!in_pool || r->candidates.items[0].distance < r->pool[r->cursor].distance)) {
+        near item = heap_pop(&r->candidates, false);
+        if (item.distance <= worst(r)) {
+            *slot = item.slot;
+            return true;
+        }
+        r->candidates.size = 0;
+    }
+    if (!in_pool)
+        return false;
+    *slot = r->pool[r->cursor].slot;
+    r->pool[r->cursor].slot |= EXPANDED;
+    return true;
+}
+
+/* ---- measuring a hop's neighbours ---- */
+
+static inline float stretch_as_float(uint16_t stretch)
+{
+    uint32_t bits = (uint32_t)stretch << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+typedef struct {
+    uint32_t slot;
+    const head *row; /* NULL: floats */
+} met;
+
+/* Whether the signs tell that the row cannot be among the best. */
+static inline bool too_far(const dl_index *ix, lane *l, const dl_kernels *k, const head *h, float limit)
+{
+    if (l->samples < dl_knobs[1] || (l->tested >= GATE_TRIAL && 4 * l->passed > dl_knobs[3] * l->tested))
+        return false;
+    int32_t sum = 2 * k->dot1((const uint8_t *)(h + 1), l->w5, ix->padded) - l->total;
+    float most = stretch_as_float(h->stretch) * (l->step1 * (float)sum + l->margin);
+    bool far = distance_from(ix, l->base, most, h->norm5) > limit;
+    l->tested++;
+    l->passed += !far;
+    return far;
+}
+
+/* One more pair of what the signs said and what is so. */
+static inline void calibrate(const dl_index *ix, lane *l, const dl_kernels *k, const head *h, float dot)
+{
+    float stretch = stretch_as_float(h->stretch);
+    if (stretch > 0) {
+        int32_t sum = 2 * k->dot1((const uint8_t *)(h + 1), l->w5, ix->padded) - l->total;
+        float error = dot / stretch - l->step1 * (float)sum;
+        l->squares += error * error;
+    }
+    if (++l->samples == dl_knobs[1])
+        l->margin = MARGIN * sqrtf(l->squares / dl_knobs[1]);
+}
+
+static inline float measure(const dl_index *ix, reader *r, const dl_kernels *k, const head *h)
+{
+    lane *l = lane_of(ix, &r->query, h->frame);
+    const uint8_t *signs = (const uint8_t *)(h + 1);
+    float dot = l->factor5 * (float)k->dot5(signs, signs + ix->padded / 8, l->w5, frame_of(ix, h->frame)->int5table, ix->padded) +
+                l->offset5;
+    if (l->samples < dl_knobs[1])
+        calibrate(ix, l, k, h, dot);
+    return distance_from(ix, l->base, dot, h->norm5);
+}
+
+/* Whether the lines behind a row's signs are worth asking for before the signs were looked at. */
+static inline bool gated(const lane *l)
+{
+    return l->ready && l->samples >= dl_knobs[1] && (l->tested < GATE_TRIAL || 4 * l->passed <= dl_knobs[3] * l->tested);
+}
+
+/* Expand one node: its unseen neighbours are measured and met. */
+static int hop(dl_index *ix, reader *r, const dl_kernels *k, uint32_t slot, uint32_t level, uint64_t now, const allowed *only)
+{
+    met batch[2 * 128];
+    uint32_t count = 0, cap = link_cap(ix, level), to;
+    const _Atomic uint32_t *links = links_of(ix, slot, level);
+    size_t first = gated(&r->query.lanes[atomic_load_explicit(&ix->write_frame, memory_order_relaxed)])
+                       ? sizeof(head) + ix->padded / 8 : ix->row_bytes;
+    for (uint32_t i = 0; link_at(links, cap, i, &to); i++) {
+        if (to >> SLAB_BITS >= r->seen_slabs && !seen_fit(r, atomic_load(&ix->slab_count)))
+            return DL_ENOMEM;
+        if (seen_before(r, to))
+            continue;
+        bool is_float;
+        const uint8_t *row = row_of(ix, to, &is_float);
+        if (!is_float)
+            fetch_row(row, first);
+        batch[count++] = (met){to, is_float ? NULL : (const head *)(const void *)row};
+    }
+    float limit = worst(r);
+    uint32_t left = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        const head *h = batch[i].row;
+        if (h && too_far(ix, lane_of(ix, &r->query, h->frame), k, h, limit))
+            continue;
+        if (h && first < ix->row_bytes)
+            fetch_row((const uint8_t *)h + first, ix->row_bytes - first);
+        batch[left++] = batch[i];
+    }
+    for (uint32_t i = 0; i < left; i++) {
+        const head *h = batch[i].row;
+        uint32_t near_slot = batch[i].slot;
+        float d = h ? measure(ix, r, k, h) : distance5(ix, &r->query, near_slot);
+        if (d >= limit)
+            continue;
+        if (!meet(ix, r, (near){d, near_slot}, flags_of(h ? h : head_of(ix, near_slot)), now, only))
+            return DL_ENOMEM;
+        limit = worst(r);
+    }
+    return DL_OK;
+}
+
+static bool begin(dl_index *ix, reader *r, uint32_t start, uint64_t now, const allowed *only)
+{
+    if (start >> SLAB_BITS >= r->seen_slabs && !seen_fit(r, atomic_load(&ix->slab_count)))
+        return false;
+    return seen_before(r, start) ||
+           meet(ix, r, (near){distance5(ix, &r->query, start), start}, flags_of(head_of(ix, start)), now, only);
+}
+
+/* Greedily to the nearest node, from `start`'s level down to just above `to`. What is measured on the way calibrates the signs for
+ * the walk below. */
+uint32_t descend(const dl_index *ix, reader *r, uint32_t start, uint32_t to)
+{
+    const dl_kernels *k = dl_kernels_now();
+    float best = distance5(ix, &r->query, start);
+    uint32_t slot;
+    bool is_float;
+    for (uint32_t level = level_of(ix, start); level > to; level--)
+        for (bool moved = true; moved;) {
+            moved = false;
+            const _Atomic uint32_t *links = links_of(ix, start, level);
+            for (uint32_t i = 0; link_at(links, ix->config.m, i, &slot); i++)
+                fetch_row(row_of(ix, slot, &is_float), ix->row_bytes);
+            for (uint32_t i = 0; link_at(links, ix->config.m, i, &slot); i++) {
+                const head *h = (const head *)(const void *)row_of(ix, slot, &is_float);
+                if (!is_float && too_far(ix, lane_of(ix, &r->query, h->frame), k, h, best))
+                    continue;
+                float d = is_float ? distance5(ix, &r->query, slot) : measure(ix, r, k, h);
+                if (d < best) {
+                    best = d;
+                    start = slot;
+                    moved = true;
+                }
+            }
+        }
+    return start;
+}
+
+static int pool_reserve(reader *r, uint32_t ef)
+{
+    if (ef + 1 <= r->pool_capacity || ef > POOL_MOST)
+        return DL_OK;
+    near *pool = dl_grow(r->pool, (ef + 1) * sizeof *pool);
+    if (!pool)
+        return DL_ENOMEM;
+    r->pool = pool;
+    r->pool_capacity = ef + 1;
+    return DL_OK;
+}
+
+/* The `ef` nearest to r->query that may be returned, for `refine` to fetch: visible at `now` (with EVERYTHING: not dead) and
+ * allowed. Others are walked through all the same. At level 0 the entry point is a second start: from there every node can be
+ * reached, and a walk that does not run dry never comes to it. */
+int walk(dl_index *ix, reader *r, uint32_t start, uint32_t level, uint32_t ef, uint64_t now, const allowed *only)
+{
+    const dl_kernels *k = dl_kernels_now();
+    r->candidates.size = r->results.size = r->pool_size = r->cursor = 0;
+    r->ef = ef;
+    if (pool_reserve(r, ef) != DL_OK || !seen_reset(ix, r) || !begin(ix, r, start, now, only))
+        return DL_ENOMEM;
+    uint32_t entry = get(&ix->entry), slot;
+    if (level == 0 && entry != NONE && !begin(ix, r, entry, now, only))
+        return DL_ENOMEM;
+    while (next_node(r, &slot)) {
+        int code = hop(ix, r, k, slot, level, now, only);
+        if (code != DL_OK)
+            return code;
+    }
+    return DL_OK;
+}
+
+/* The same by going through all allowed slots in order. */
+int scan(dl_index *ix, reader *r, uint32_t ef, uint64_t now, const allowed *only)
+{
+    const dl_kernels *k = dl_kernels_now();
+    uint32_t slots = atomic_load(&ix->slot_count);
+    slots = slots < only->slots ? slots : only->slots;
+    r->candidates.size = r->results.size = r->pool_size = r->cursor = 0;
+    r->ef = ef;
+    if (pool_reserve(r, ef) != DL_OK)
+        return DL_ENOMEM;
+    for (uint32_t word = 0; word * 64 < slots; word++)
+        for (uint64_t bits = only->bits[word]; bits; bits &= bits - 1) {
+            uint32_t slot = word * 64 + (uint32_t)__builtin_ctzll(bits);
+            bool is_float;
+            if (slot >= slots)
+                break;
+            const head *h = (const head *)(const void *)row_of(ix, slot, &is_float);
+            float limit = worst(r);
+            if (!is_float && too_far(ix, lane_of(ix, &r->query, h->frame), k, h, limit))
+                continue;
+            float d = is_float ? distance5(ix, &r->query, slot) : measure(ix, r, k, h);
+            if (d < limit && answers(ix, slot, flags_of(h), now, NULL) && !keep(ix, r, (near){d, slot}))
+                return DL_ENOMEM;
+        }
+    return DL_OK;
+}
+
+/* What the walk found, at five bits and in order, into r->picked. */
+int found(reader *r, uint32_t *count)
+{
+    bool pooled = r->ef <= POOL_MOST;
+    *count = pooled ? r->pool_size : r->results.size;
+    int code = picked_reserve(r, *count);
+    if (code != DL_OK)
+        return code;
+    memcpy(r->picked, pooled ? r->pool : r->results.items, *count * sizeof(near));
+    for (uint32_t i = 0; i < *count; i++)
+        r->picked[i].slot &= ~EXPANDED;
+    if (!pooled)
+        near_sort(r->picked, *count);
+    return DL_OK;
+}
+
+/* Measure r->picked, which is in order, more exactly, as far as the `want` best may lie: the first ones show how far the coarser
+ * distances are off, and the first whose own leaves it no hope ends it. In order again; *count is how many were measured. */
+int sharpen(const dl_index *ix, reader *r, uint32_t *count, uint32_t want, measured by)
+{
+    near *items = r->picked;
+    float sum = 0, squares = 0, slack = 0;
+    uint32_t i = 0, least = want < CALIBRATING ? CALIBRATING : want;
+    r->results.size = 0;
+    for (; i < *count; i++) {
+        float coarse = items[i].distance;
+        if (i >= least && coarse - slack > r->results.items[0].distance)
+            break;
+        if (i + AHEAD < *count)
+            by(ix, r, items[i + AHEAD].slot, 0, true);
+        items[i].distance = by(ix, r, items[i].slot, coarse, false);
+        if (i < least) {
+            float error = coarse - items[i].distance;
+            sum += error;
+            squares += error * error;
+            float mean = sum / (float)(i + 1);
+            slack = mean + HOPE * sqrtf(fmaxf(squares / (float)(i + 1) - mean * mean, 0));
+        }
+        if (i >= want && items[i].distance >= r->results.items[0].distance)
+            continue;
+        if (!heap_push(&r->results, items[i], true))
+            return DL_ENOMEM;
+        if (r->results.size > want)
+            heap_pop(&r->results, true);
+    }
+    *count = i;
+    near_sort(items, i);
+    return DL_OK;
+}
+
+float by_codes(const dl_index *ix, reader *r, uint32_t slot, float coarse, bool ahead)
+{
+    (void)coarse;
+    if (!ahead)
+        return distance8(ix, &r->query, slot);
+    bool is_float;
+    const head *h = (const head *)(const void *)row_of(ix, slot, &is_float);
+    if (!is_float)
+        fetch_row(lows_of(ix, h, slot), ix->low_bytes);
+    return 0;
+}
+
+/* A row that was not attached keeps its coarser distance. */
+float by_raw(const dl_index *ix, reader *r, uint32_t slot, float coarse, bool ahead)
+{
+    const float *raw = raw_of(ix, atomic_load_explicit(&slab_of(ix, slot)->row[slot & SLAB_MASK], memory_order_acquire));
+    if (ahead && raw)
+        fetch_row(raw, AHEAD * LINE); /* the rest of it streams */
+    return ahead ? 0 : raw ? distance_raw(ix, r->query.plain, raw) : coarse;
+}
