@@ -4,21 +4,26 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorruptIndex, InvalidInput
-from ..native import Core
+from ..native import Answers, Core
+from .bitset import Bitset
 from .cut import Chunk, Cut
 from .drift import DriftMonitor, DriftSettings
 from .events import Event
+from .filtering import Filtering
+from .filters import Filter
 from .follow import Follower
 from .frames import Frames
 from .hits import FrameRows, Hits, Row, Stats
 from .keys import Key, Keys
 from .packing import message, message_of
+from .payloads import Attribute, pack_items
 from .raw import MemoryRawVectors, RawVectors
 from .reencode import Reencoder
 from .tile import TileParameters
@@ -88,6 +93,7 @@ class OnlineIndex:
         self._writing = threading.RLock()  # upserts, deletes, cuts: the statistics and the raw rows
         self._upkeep = threading.Lock()  # maintain: holds raw segments still while they are read
         self._repairing = False
+        self._filtering = Filtering(core, self.metric, self._upkeep)
         emit = self._events.append
         read = None if self._raw is None else self._coded
         reencoder = Reencoder(core, frames, read, emit, monitor.settings.min_gain)
@@ -99,17 +105,19 @@ class OnlineIndex:
         self,
         keys: Sequence[Key] | NDArray[Any],
         vectors: Vectors,
-        attributes: Sequence[bytes | None] | None = None,
+        attributes: Sequence[bytes | Mapping[str, Attribute] | None] | None = None,
         threads: int = 1,
     ) -> int:
         """Insert or replace; how many rows were new or different.
 
         keys: n of bytes, str or integers, the kind that this index has seen first; vectors: float32 [n, dim];
-        attributes: n byte strings that come back with hits. A key given twice: the last counts. For searches
-        each key's change is one step. threads: an upper bound; the core links with one writer.
+        attributes: n byte strings that come back with hits, or mappings of names to scalars or lists of
+        scalars, which come back as msgpack; what filters see in either stands in payloads.py. A key given
+        twice: the last counts. For searches each key's change is one step. threads: an upper bound; the core
+        links with one writer.
 
         Raises InvalidInput (nothing is changed): shapes, NaN, infinite or huge components, a zero vector
-        under cosine, bad keys.
+        under cosine, bad keys, attributes of other types.
         """
         if threads < 1:
             raise InvalidInput(f"threads must be at least 1, not {threads}")
@@ -121,7 +129,7 @@ class OnlineIndex:
             )
         with self._writing:
             encoded = self._keys.encode(keys, fix=True)
-            payloads = [b""] * len(x) if attributes is None else [item or b"" for item in attributes]
+            payloads = [b""] * len(x) if attributes is None else pack_items(attributes)
             last = {key: row for row, key in enumerate(encoded)}
             if len(last) < len(encoded):
                 chosen = list(last.values())
@@ -139,9 +147,9 @@ class OnlineIndex:
             rows = self._append(x)
             for start in range(0, len(x), WRITE_ROWS):
                 span = slice(start, start + WRITE_ROWS)
-                self._core.upsert(
-                    encoded[span], payloads[span], x[span], None if rows is None else rows[span]
-                )
+                part = encoded[span], payloads[span]
+                upsert = partial(self._core.upsert, *part, x[span], None if rows is None else rows[span])
+                self._filtering.write(*part, upsert)
             self._follower.observe(self._normalised(x))
             return len(x)
 
@@ -194,24 +202,51 @@ class OnlineIndex:
 
     # ---- reading
 
-    def search(self, queries: Vectors, k: int = 10, ef: int = 64, *, rescore: bool = True) -> Hits:
+    def search(
+        self,
+        queries: Vectors,
+        k: int = 10,
+        ef: int = 64,
+        *,
+        rescore: bool = True,
+        filter: Filter | Mapping[str, Any] | None = None,
+    ) -> Hits:
         """The k approximately nearest, from `ef` candidates; larger is more exact and slower.
 
-        queries: float32 [nq, dim]. rescore: measure the best few on raw vectors, where they are kept. Each
-        answer is a snapshot of what was live when its search began. Raises InvalidInput as `upsert` does, and
-        for k or ef out of range.
+        queries: float32 [nq, dim]. rescore: measure the best few on raw vectors, where they are kept. filter:
+        answer only with rows whose attributes it holds for, say {"year": {"gte": 2001}}, see filters.py; an
+        index's first one makes the bitmaps for all, and takes the longer the more rows there are. Each answer
+        is a snapshot of what was live when its search began; under a filter, a key that was being written
+        just then may be answered as it was a little later. Raises InvalidInput as `upsert` does, for k or ef
+        out of range, and for a filter that is malformed or names a field that no row has had.
         """
         for name, value in (("k", k), ("ef", ef)):
             if not 1 <= value <= MAX_K:
                 raise InvalidInput(f"{name} must be 1 to {MAX_K}, not {value}")
         few = 2 * k + 16 if rescore and self._raw is not None else 0
-        return self._hits(self._core.search(self._checked(queries, "query"), k, ef, few))
+        x = self._checked(queries, "query")
+        if filter is None:
+            return self._hits(self._core.search(x, k, ef, few))
 
-    def exact(self, queries: Vectors, k: int = 10) -> Hits:
+        def run(most: int, allowed: Bitset) -> Answers:
+            return self._core.search(x, most, ef, few and 2 * most + 16, allowed=allowed)
+
+        return self._hits(self._filtering.search(filter, x, k, MAX_K, run))
+
+    def exact(
+        self, queries: Vectors, k: int = 10, *, filter: Filter | Mapping[str, Any] | None = None
+    ) -> Hits:
         """The same by brute force over raw vectors (over codes where none are kept): the oracle."""
         if not 1 <= k <= MAX_K:
             raise InvalidInput(f"k must be 1 to {MAX_K}, not {k}")
-        return self._hits(self._core.exact(self._checked(queries, "query"), k))
+        x = self._checked(queries, "query")
+        if filter is None:
+            return self._hits(self._core.exact(x, k))
+
+        def run(most: int, allowed: Bitset) -> Answers:
+            return self._core.exact(x, most, allowed=allowed)
+
+        return self._hits(self._filtering.search(filter, x, k, MAX_K, run))
 
     def _hits(self, answers: Any) -> Hits:
         frames = self._frames.numbers(answers.frames)
@@ -257,7 +292,7 @@ class OnlineIndex:
         deadline = time.monotonic() + budget_s
         with self._upkeep:
             while True:
-                repairing = self._core.upkeep(eager=False)
+                repairing = self._filtering.upkeep(deadline)
                 if self._repairing and not repairing:
                     self._release_segments()
                 self._repairing = repairing
@@ -330,6 +365,7 @@ class OnlineIndex:
                 "dim": dim, "metric": metric, "m": m, "ef_construction": ef_construction, "seed": seed,
                 "compress_after": self._compress_after, "keys": self._keys.kind, "head": head,
                 "frames": self._frames.state(), "follower": self._follower.state(),
+                "filtered": self._filtering.built,
             }  # fmt: skip
             chunks = {f"{number:08d}": Chunk(version, data) for number, (version, data) in slabs.items()}
             segments = frozenset[int]() if self._raw is None else self._live_segments()
@@ -363,4 +399,6 @@ class OnlineIndex:
             core.load_slab(number, chunk.version, chunk.data)
         core.load_head(state["head"])
         index._follower.resume(state["follower"])
+        if state.get("filtered"):  # snapshots made before there were filters do not say
+            index._filtering.build()
         return index

@@ -4,10 +4,12 @@ import time
 from collections.abc import Mapping
 from typing import Any, cast
 
+from ..errors import InvalidInput
+from ..index.hits import Hits
 from ..index.online import OnlineIndex
 from .config import Search
 from .documents import Refused, shown
-from .messages import Hit, Reply, SearchRequest, encode_reply, unpack_attributes
+from .messages import Hit, Reply, SearchRequest, Vectors, encode_reply, unpack_attributes
 
 __all__ = ["answer"]
 
@@ -22,7 +24,8 @@ def answer(
     """Search and encode. `applied` must have been read before this call; `began` is time.monotonic() at
     arrival.
 
-    Without an index (no vector seen yet) there are no hits. Raises Refused for a key that is not live.
+    Without an index (no vector seen yet) there are no hits. Raises Refused for a key that is not live, and
+    for a filter that names a field which no record has had.
     """
     hits = () if index is None else _hits(index, request, settings)
     frame = 0 if index is None else index.frame
@@ -39,7 +42,7 @@ def _hits(index: OnlineIndex, request: SearchRequest, settings: Search) -> list[
             raise Refused("unknown_key", f"no live vector has the id {shown(request.key)}")
         query = row.vector
     ef = max(request.ef or settings.ef, request.k)
-    found = index.search(query[None], request.k, ef, rescore=settings.rescore)
+    found = _search(index, query, ef, request, settings)
     keys = cast("list[bytes]", found.keys[0])  # the kind that ingestion upserts
     vectors: list[Any] = [None] * len(keys)
     if "vector" in request.include:
@@ -50,3 +53,12 @@ def _hits(index: OnlineIndex, request: SearchRequest, settings: Search) -> list[
         attributes = [unpack_attributes(packed) for packed in found.attributes[0]]
     distances = found.distances[0, : len(keys)].tolist()
     return [Hit(*fields) for fields in zip(keys, distances, attributes, vectors, strict=True)]
+
+
+def _search(index: OnlineIndex, query: Vectors, ef: int, request: SearchRequest, settings: Search) -> Hits:
+    if request.filter is None:
+        return index.search(query[None], request.k, ef, rescore=settings.rescore)
+    try:
+        return index.search(query[None], request.k, ef, rescore=settings.rescore, filter=request.filter)
+    except InvalidInput as wrong:  # all else was checked when the request was decoded
+        raise Refused("bad_filter", str(wrong)) from None

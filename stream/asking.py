@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,7 @@ async def search(
     after: str | None = None,
     deadline_ms: int = 5000,
     include: Collection[str] = (),
+    filter: str | None = None,
 ) -> dict[str, Any]:
     """Ask, and gather replies in the order of the questions. Raises SearchFailed for the first that fails."""
     given = [
@@ -50,6 +51,7 @@ async def search(
             f"search needs one of --vector, --key and --file, not {' and '.join(given) or 'none'}"
         )
     token = None if after is None else _offsets(after)
+    chosen = None if filter is None else _filter(filter)
     topics = settings.topics
     async with (
         open_log(settings.log_url, ready_within_s=settings.broker.deadline_s) as log,
@@ -63,8 +65,9 @@ async def search(
             name, query, of = question
             began = time.monotonic()
             reply = await client.search(
-                query, key=of, k=k, ef=ef, after=token, deadline_ms=deadline_ms, include=include
-            )
+                query, key=of, k=k, ef=ef, after=token, deadline_ms=deadline_ms, include=include,
+                filter=chosen,
+            )  # fmt: skip
             waits.append(1000 * (time.monotonic() - began))
             return {"query": name, **_plain(reply)}
 
@@ -112,6 +115,16 @@ def _offsets(text: str) -> Offsets:
         return {str(topic): {int(p): int(o) for p, o in offsets.items()} for topic, offsets in given.items()}
     except (ValueError, TypeError, AttributeError):
         raise InvalidInput('--after: expected JSON like {"driftline.vectors": {"0": 1234}}') from None
+
+
+def _filter(text: str) -> dict[str, Any]:
+    try:
+        given = json.loads(text)
+    except ValueError as error:
+        raise InvalidInput(f'--filter: expected JSON like {{"year": {{"gte": 2001}}}}: {error}') from None
+    if not isinstance(given, dict):
+        raise InvalidInput('--filter: expected a JSON object like {"year": {"gte": 2001}}')
+    return cast("dict[str, Any]", given)
 
 
 def _plain(reply: Reply) -> dict[str, Any]:

@@ -158,6 +158,10 @@ def search(
     ef: Annotated[
         int | None, typer.Option(min=1, help="Width of the search: more is slower and finds more.")
     ] = None,
+    chosen: Annotated[
+        str | None,
+        typer.Option("--filter", metavar="JSON", help="Hits with these attributes, as '{\"year\": 2001}'."),
+    ] = None,
     after: Annotated[
         str | None, typer.Option(metavar="JSON", help="Wait for these offsets: what `feed` gave.")
     ] = None,
@@ -179,7 +183,7 @@ def search(
     result = finish(
         run(
             settings, vector=vector, key=key, file=file, dataset=dataset, limit=limit, k=k, ef=ef,
-            after=after, deadline_ms=deadline_ms, include=include,
+            after=after, deadline_ms=deadline_ms, include=include, filter=chosen,
         )
     )  # fmt: skip
     print_result(result, as_json, "search")

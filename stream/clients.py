@@ -11,7 +11,7 @@ import asyncio
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -163,6 +163,7 @@ class SearchClient:
         after: Offsets | None = None,
         deadline_ms: int = DEADLINE_MS,
         include: Collection[str] = (),
+        filter: Mapping[str, Any] | None = None,
     ) -> Reply:
         """The k nearest to `vector`, or to the vector of `key`; see docs/messages.md for the fields.
 
@@ -182,6 +183,7 @@ class SearchClient:
             after=after,
             deadline_ms=deadline_ms,
             include=include,
+            filter=filter,
             model=self._model,
             form=self._form,
             headers=route_headers(ReplyRoute(self._reply_topic, self._partition, correlation)),

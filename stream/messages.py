@@ -97,6 +97,7 @@ CODES = {
     "no_vector": "a value without a vector",
     # requests
     "bad_field": "a field of the wrong type or form; it is named",
+    "bad_filter": "a malformed filter, or one that names a field which no record has had",
     "bad_reply_route": "the reply headers are malformed: there is nowhere to reply",
     "deadline_ms_out_of_range": "deadline_ms is not from 1 to 600000",
     "ef_out_of_range": "ef is not from 1 to the service's limit",

@@ -9,6 +9,7 @@
 | after             | {topic: {partition: next}} | answer once all records below these are applied |
 | deadline_ms       | int, default none          | milliseconds from the record's timestamp        |
 | include           | list of text, default []   | "attributes", "vector": what hits carry too     |
+| filter            | map, default none          | which attributes hits have: index/filters.py    |
 
 The replies stand in replies.py, the way to them in reply_route.py; docs/messages.md is the reference of all.
 """
@@ -18,12 +19,13 @@ import binascii
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import InvalidInput
+from ..index.filters import Filter, parse_filter
 from .documents import (
     CONTENT_TYPE_HEADER,
     MODEL_HEADER,
@@ -66,7 +68,9 @@ MAX_DEADLINE_MS = 600_000  # ten minutes; who waits longer wants no search but a
 MAX_OFFSET = 2**63 - 1
 MAX_PARTITION = 2**31 - 1
 INCLUDABLE = frozenset({"attributes", "vector"})
-FIELDS = frozenset({"vector", "dtype", "key", "key_base64", "k", "ef", "after", "deadline_ms", "include"})
+FIELDS = frozenset(
+    {"vector", "dtype", "key", "key_base64", "k", "ef", "after", "deadline_ms", "include", "filter"}
+)
 
 Offsets = Mapping[str, Mapping[int, int]]  # topic -> partition -> next offset
 NO_OFFSETS: Offsets = MappingProxyType({})
@@ -84,6 +88,7 @@ class SearchRequest:
     after: Offsets = field(default_factory=lambda: NO_OFFSETS)
     expires_ms: int | None = None  # Unix milliseconds: the record's timestamp + deadline_ms
     include: frozenset[str] = frozenset()
+    filter: Filter | None = None  # of fields that need not exist: that the index knows
 
 
 def decode_request(
@@ -116,6 +121,7 @@ def decode_request(
             after=after_of(document),
             expires_ms=record.timestamp_ms + deadline_ms if dated and deadline_ms else None,
             include=include_of(document),
+            filter=filter_of(document),
         )
     except Refused as refused:
         return Rejection(record, refused.code, refused.reason)
@@ -225,6 +231,16 @@ def include_of(document: Mapping[str, object]) -> frozenset[str]:
     return frozenset(cast(list[str], given))
 
 
+def filter_of(document: Mapping[str, object]) -> Filter | None:
+    given = document.get("filter")
+    if given is None:
+        return None
+    try:
+        return parse_filter(given)
+    except InvalidInput as wrong:
+        raise Refused("bad_filter", str(wrong)) from None
+
+
 def encode_request(
     topic: str,
     *,
@@ -235,13 +251,15 @@ def encode_request(
     after: Offsets | None = None,
     deadline_ms: int | None = None,
     include: Collection[str] = (),
+    filter: Mapping[str, Any] | None = None,
     model: str | None = None,
     form: Form = Form.MSGPACK,
     headers: Sequence[tuple[str, bytes]] = (),
 ) -> Draft:
     """A request for the search topic; None is left out. `headers` carry the way back (reply_route.py).
 
-    Raises InvalidInput unless exactly one of `vector` and `key` is given. Ranges are the service's to check.
+    Raises InvalidInput unless exactly one of `vector` and `key` is given, and for a malformed filter. Ranges,
+    and the fields that a filter names, are the service's to check.
     """
     if (vector is None) == (key is None):
         raise InvalidInput("a search needs a vector or a key, one of them")
@@ -266,6 +284,9 @@ def encode_request(
         document["after"] = write_offsets(after)
     if include:
         document["include"] = sorted(include)
+    if filter is not None:
+        parse_filter(filter)
+        document["filter"] = filter
     own = [(CONTENT_TYPE_HEADER, form.encode())]
     if model is not None:
         own.append((MODEL_HEADER, model.encode()))

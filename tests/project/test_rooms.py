@@ -14,6 +14,7 @@ ONLY = {
     "cffi": "native/",
     "aiokafka": "stream/",
     "asyncio": "stream/",
+    "pyroaring": "index/",
 }
 SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 

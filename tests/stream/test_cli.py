@@ -97,6 +97,8 @@ def test_feed_with_attributes_rate_and_limit(place: Place, tmp_path: Path) -> No
     found = result(place, "search", "--key", "row 39", "--after", json.dumps(fed["after"]))
     assert found["replies"][0]["hits"][0] == {"id": "row 39", "distance": 0.0, "attributes": {"n": 39}}
     assert "n: 39" in text(place, "search", "--key", "row 39")
+    chosen = result(place, "search", "--key", "row 39", "--filter", '{"n": {"in": [3, 7]}}')
+    assert sorted(hit["attributes"]["n"] for hit in chosen["replies"][0]["hits"]) == [3, 7]
     assert text(place, "feed", str(file), "--limit", "1").startswith("fed 1 vectors")
 
 
@@ -147,6 +149,9 @@ def test_config(place: Place) -> None:
         (("search",), 1, "--vector"),
         (("search", "--vector", "[1, 2"), 1, "JSON"),
         (("search", "--key", "x", "--after", "[]"), 1, "driftline.vectors"),
+        (("search", "--key", "x", "--filter", "[]"), 1, '{"year": {"gte": 2001}}'),
+        (("search", "--key", "x", "--filter", "{"), 1, "--filter"),
+        (("search", "--key", "x", "--filter", '{"a": {"above": 1}}'), 1, "filter.a has the operator"),
         (("search", "--vector", "[1.0]"), 6, "wrong_dimension"),
         (("search", "--key", "never there"), 6, "unknown_key"),
         (("drift", "--log", "kafka:127.0.0.1:1", "--set", "broker.deadline_s=1"), 3, "127.0.0.1:1"),

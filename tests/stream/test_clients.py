@@ -4,10 +4,12 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from driftline.errors import InvalidInput, LogError, SearchFailed, TopicNotFound
+from driftline.index.filters import parse_filter
 from driftline.stream.clients import FeedClient, SearchClient
 from driftline.stream.log import Log, Reader, Record, open_log
 from driftline.stream.messages import (
@@ -44,9 +46,10 @@ async def topics(directory: Path, replies: int = 3) -> AsyncGenerator[Log]:
 
 def echo(record: Record, request: SearchRequest) -> bytes | None:
     """One hit that repeats what was asked: k as its distance, the key as its id, the vector."""
-    hit = Hit(
-        request.key or b"vector", float(request.k), {"include": sorted(request.include)}, request.vector
-    )
+    asked: dict[str, Any] = {"include": sorted(request.include)}
+    if request.filter is not None:
+        asked["filter"] = repr(request.filter)
+    hit = Hit(request.key or b"vector", float(request.k), asked, request.vector)
     return encode_reply(Reply([hit], request.after, frame=0, took_us=1), request.form)
 
 
@@ -144,6 +147,10 @@ async def test_search(tmp_path: Path, form: Form) -> None:
         assert hit.vector is not None
         np.testing.assert_array_equal(hit.vector, QUERY)
         assert (await search.search(key=b"\xff")).hits[0].id == b"\xff"
+        hit = (await search.search(key="a", filter={"lang": "en"})).hits[0]
+        assert hit.attributes == {"include": [], "filter": repr(parse_filter({"lang": "en"}))}
+        with pytest.raises(InvalidInput, match=r"filter\.lang is null"):
+            await search.search(key="a", filter={"lang": None})
         with pytest.raises(SearchFailed, match="k is 5000") as failed:
             await search.search(QUERY, k=5000)
         assert failed.value.code == "k_out_of_range"

@@ -58,6 +58,10 @@ def messages() -> dict[str, Draft]:
                 "search", vector=VECTOR, k=3, ef=50, after={"vectors": {0: 12}}, deadline_ms=250,
                 include=["vector", "attributes"], model="minilm", form=form, headers=route_headers(ROUTE),
             ),
+            f"request filtered {form}": encode_request(
+                "search", key="a", form=form,
+                filter={"lang": {"in": ["en", "né"]}, "not": {"or": [{"year": {"lt": 2001}}, {"ok": True}]}},
+            ),
             f"request by key {form}": encode_request("search", key=b"\xff", form=form),
             f"reply {form}": reply_draft(ROUTE, encode_reply(REPLY, form), form),
             f"error {form}": reply_draft(ROUTE, encode_error("no_query", "none", form), form),

@@ -10,6 +10,7 @@ import msgpack
 import numpy as np
 import pytest
 from driftline.errors import InvalidInput, SearchFailed
+from driftline.index.filters import parse_filter
 from driftline.stream.log import Draft, Record
 from driftline.stream.messages import (
     CODES,
@@ -74,7 +75,7 @@ def test_a_request_of_two_fields() -> None:
     np.testing.assert_array_equal(asked.vector, QUERY)
     assert asked.vector.dtype == np.float32
     assert (asked.form, asked.key, asked.k, asked.ef, asked.expires_ms) == (Form.JSON, None, 10, None, None)
-    assert (asked.after, asked.include) == ({}, frozenset())
+    assert (asked.after, asked.include, asked.filter) == ({}, frozenset(), None)
     asked = request(record(b'{"key": "user-1", "k": 3}'))
     assert (asked.vector, asked.key, asked.k) == (None, b"user-1", 3)
     tight = decode(record(b'{"key": "user-1"}'), max_k=5)
@@ -93,6 +94,7 @@ def test_every_field_round_trips(form: Form) -> None:
         after={"driftline.vectors": {0: 12, 11: 0}},
         deadline_ms=250,
         include=["vector", "attributes"],
+        filter={"lang": "en", "year": {"gte": 2001, "lt": 2010}},
         model="minilm",
         form=form,
     )
@@ -103,6 +105,7 @@ def test_every_field_round_trips(form: Form) -> None:
     assert (asked.form, asked.k, asked.ef, asked.expires_ms) == (form, 7, 90, AT + 250)
     assert asked.after == {"driftline.vectors": {0: 12, 11: 0}}
     assert asked.include == {"vector", "attributes"}
+    assert asked.filter == parse_filter({"lang": "en", "year": {"lt": 2010.0, "gte": 2001}})
     for key in (b"user-1", "Zürich".encode(), b"\xff\x00"):
         assert request(delivered(encode_request("t", key=key, form=form))).key == key
     assert refusal(draft.value, draft.headers, model="mpnet").code == "other_model"
@@ -136,6 +139,11 @@ def test_every_field_round_trips(form: Form) -> None:
         ("bad_field", b'{"key": "a", "include": "vector"}', "include"),
         ("bad_field", b'{"key": "a", "include": ["vectors"]}', "'vectors'"),
         ("bad_field", b'{"key": "a", "include": [["vector"]]}', "include"),
+        ("bad_filter", b'{"key": "a", "filter": "year > 2001"}', "filter is 'year > 2001'"),
+        ("bad_filter", b'{"key": "a", "filter": {"or": [{"year": {"above": 1}}]}}', "filter.or[0].year has"),
+        ("bad_filter", b'{"key": "a", "filter": {"year": null}}', "exists"),
+        ("bad_filter", b'{"key": "a", "filter": {"\\ud800": 1}}', "surrogate"),
+        ("bad_filter", b'{"key": "a", "filter": {"a": ' + b"9" * 400 + b', "b": {}}}', "filter.b"),
         ("bad_field", b'{"key": "a", "after": 12}', "after"),
         ("bad_field", b'{"key": "a", "after": {"t": 12}}', "'t'"),
         ("bad_field", b'{"key": "a", "after": {"t": {"x": 12}}}', "'x'"),
@@ -172,7 +180,9 @@ def test_spring_json_has_no_content_type() -> None:
 numbers = st.integers(-(2**63), 2**64 - 1) | st.floats()
 names = st.text(max_size=3) | st.binary(max_size=2)
 hostile_fields = st.dictionaries(
-    st.sampled_from(["vector", "dtype", "key", "key_base64", "k", "ef", "after", "deadline_ms", "include"]),
+    st.sampled_from(
+        ["vector", "dtype", "key", "key_base64", "k", "ef", "after", "deadline_ms", "include", "filter"]
+    ),
     st.recursive(
         st.none() | st.booleans() | numbers | st.text(max_size=6) | st.binary(max_size=17),
         lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=3),
@@ -356,6 +366,8 @@ def test_client_arguments() -> None:
         {"vector": [[1.0]]},
         {"vector": ["a"]},
         {"key": ""},
+        {"key": "a", "filter": {"year": {"above": 1}}},
+        {"key": "a", "filter": {"year": float("nan")}},
     ]
     for each in arguments:
         with pytest.raises(InvalidInput):

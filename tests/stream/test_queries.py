@@ -107,6 +107,36 @@ async def test_asking_with_a_key(client: SearchClient) -> None:
         await client.search(key="never there")
 
 
+@pytest.mark.parametrize("form", [Form.JSON, Form.MSGPACK])
+async def test_filters(place: Place, log: Log, form: Form) -> None:
+    """In both forms: the nearest among those that the filter chooses, for few and for many; a filter that is
+    malformed, or names what no vector has, is an error that says so."""
+    query = gaussian(1, DIM, 2)[0]
+    distances = ((VECTORS - query) ** 2).sum(1)
+    async with SearchClient(log, place.search, place.replies, form=form) as client:
+        for document, rows in (
+            ({"row": {"gte": 100, "lt": 400}}, np.arange(100, 400)),
+            ({"row": {"in": [7, 8, 499]}}, np.array([7, 8, 499])),
+            ({"not": {"row": {"gt": 1}}}, np.array([0, 1])),
+            ({"row": -1}, np.array([], np.intp)),
+        ):
+            reply = await client.search(query, k=5, ef=ROWS, filter=document, deadline_ms=60_000)
+            nearest = rows[np.argsort(distances[rows])[:5]]
+            assert [hit.id for hit in reply.hits] == [b"v%d" % row for row in nearest]
+        reply = await client.search(key="v7", k=1, filter={"row": {"lt": 7}})
+        assert reply.hits[0].id != b"v7"
+        with pytest.raises(SearchFailed, match="unknown field 'raw'; known are 'row'") as failed:
+            await client.search(query, filter={"or": [{"row": 1}, {"raw": 1}]})
+        assert failed.value.code == "bad_filter"
+    request = b'{"key": "v7", "filter": {"row": {"above": 1}}}'
+    await log.append([Draft(place.search, None, request, (*JSON, *way_back(None, form.encode())))])
+    answer = await reply_to(log, place.replies, form.encode())
+    assert json.loads(answer.value or b"")["error"] == {
+        "code": "bad_filter",
+        "message": "filter.row has the operator 'above'; there are eq, in, gt, gte, lt, lte, exists",
+    }
+
+
 async def test_many_at_once(client: SearchClient) -> None:
     """Each reply finds the one who asked."""
     asked = range(0, ROWS, 5)
