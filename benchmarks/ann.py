@@ -14,75 +14,44 @@ driftline is as its service runs it: keys of 16 bytes, raw vectors in files, upk
 """
 
 import argparse
-import gc
 import math
 import time
-from collections.abc import Callable, Generator
-from dataclasses import replace
+from collections.abc import Generator
 from itertools import pairwise
 from statistics import median
 from typing import Any
 
 from driftline.stream.feeding import progress_bar
-from peers import SYSTEMS, Shape, Unavailable, make
-from peers.process import Memory, Process, memory
+from peers import SYSTEMS, Shape, Unavailable
+from peers.measured import K, Measured
+from peers.process import Memory, Process
 from report import machine, parser, show, write
 from vectors import as_l2, kth_distances, load_vectors, recall
 
-K = 10
 GRID = (10, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768)
 RECALLS = (0.90, 0.95, 0.99)
 ENOUGH = 0.9995  # a recall beyond which larger ef tell nothing
-LEAST_S = 0.2  # a measurement lasts at least so long: queries are asked again
-WARM = 200  # rows
 OURS, USUAL = "driftline", "hnswlib"
 
 Curve = list[tuple[float, float]]  # recall and QPS, by ef
 
 
-class Measured:
-    """In the child: one system and the data."""
+class Built(Measured):
+    """In the child: one system, and the rows until it has them."""
 
     def __init__(self, name: str, base: str, queries: str, limit: int | None, ask: int, shape: Shape) -> None:
-        self.queries = load_vectors(queries, ask)
-        self.single = [self.queries[i : i + 1] for i in range(len(self.queries))]
         self.base = load_vectors(base, limit)
-        for _ in make(name, replace(shape, rows=WARM)).build(self.base[:WARM]):
-            pass  # its code and its buffers are in memory before anything is counted
-        self.before = memory()
-        self.system = make(name, shape)
+        super().__init__(name, shape, self.base, load_vectors(queries, ask))
 
     def build(self) -> Generator[int, None, tuple[float, Memory]]:
         """Yields rows done; returns seconds, and the memory added."""
         began = time.perf_counter()
         yield from self.system.build(self.base)
         seconds = time.perf_counter() - began
-        added = memory() - self.before
+        added = self.memory()
         del self.base
         self.system.tune(self.queries)
         return seconds, added
-
-    def answers(self, ef: int) -> list[list[int]]:
-        self.system.set_ef(ef)
-        return self.system.keys(self.system.search_batch(self.queries, K))
-
-    def qps(self, ef: int) -> float:
-        self.system.set_ef(ef)
-        return self.rate(lambda: [self.system.search_one(query, K) for query in self.single])
-
-    def qps_batch(self, ef: int) -> float:
-        self.system.set_ef(ef)
-        return self.rate(lambda: self.system.search_batch(self.queries, K))
-
-    def rate(self, ask: Callable[[], object]) -> float:
-        """Queries per second of asking all of them, as often as it takes."""
-        gc.disable()
-        passes, began = 0, time.perf_counter()
-        while (seconds := time.perf_counter() - began) < LEAST_S or not passes:
-            ask()
-            passes += 1
-        gc.enable()
-        return passes * len(self.queries) / seconds
 
 
 def build(names: list[str], options: argparse.Namespace, shape: Shape) -> dict[str, tuple[Process, Any]]:
@@ -94,7 +63,7 @@ def build(names: list[str], options: argparse.Namespace, shape: Shape) -> dict[s
             bar = progress.add_task(f"building {name}", total=shape.rows, note="")
             data = (options.base, options.queries, options.limit, options.ask)
             try:
-                process = Process(Measured, name, *data, shape, threads=shape.threads)
+                process = Process(Built, name, *data, shape, threads=shape.threads)
                 figures = process.call(
                     "build", done=lambda rows, bar=bar: progress.update(bar, completed=rows)
                 )

@@ -4,6 +4,7 @@ A system is made and used in a process of its own (`peers.process`), one thread 
 same M: hnsw's M and 2 M links at level 0, a Vamana graph's degree 2 M.
 """
 
+import math
 from collections.abc import Generator
 from dataclasses import dataclass
 from importlib import import_module
@@ -82,8 +83,8 @@ class Changing(System, Protocol):
 
     def delete(self, keys: Keys) -> None: ...
 
-    def settle(self) -> None:
-        """All upkeep that is put off, until none is left."""
+    def settle(self, limit_s: float = math.inf) -> None:
+        """Upkeep that is put off, until none is left or the time is up."""
         ...
 
 

@@ -1,5 +1,6 @@
 """hnswlib, faiss and usearch: HNSW graphs over floats, 8-bit codes and half floats."""
 
+import math
 from collections.abc import Generator
 from typing import Any
 
@@ -37,7 +38,7 @@ class Hnswlib:
         for key in keys.tolist():
             self.index.mark_deleted(key)
 
-    def settle(self) -> None:
+    def settle(self, limit_s: float = math.inf) -> None:
         pass
 
     def tune(self, queries: Vectors) -> None:
@@ -113,7 +114,7 @@ class Usearch:
     def delete(self, keys: Keys) -> None:
         self.index.remove(keys, threads=self.threads)
 
-    def settle(self) -> None:
+    def settle(self, limit_s: float = math.inf) -> None:
         pass
 
     def tune(self, queries: Vectors) -> None:

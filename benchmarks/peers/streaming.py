@@ -1,6 +1,8 @@
 """driftline as its service runs it: keys of 16 bytes, raw vectors in files, upkeep after every batch."""
 
+import math
 import tempfile
+import time
 from collections.abc import Generator
 
 from driftline.index.hits import Hits
@@ -42,9 +44,13 @@ class Driftline:
             self.index.delete(names(keys[first : first + BATCH].tolist()))
             self.index.maintain(STEP_S)
 
-    def settle(self) -> None:
-        while self.index.maintain(STEP_S):
+    def settle(self, limit_s: float = math.inf) -> None:
+        deadline = time.monotonic() + limit_s
+        while self.index.maintain(STEP_S) and time.monotonic() < deadline:
             self.index.take_events()
+
+    def check(self) -> None:
+        self.index.check()
 
     def tune(self, queries: Vectors) -> None:
         pass
