@@ -13,57 +13,30 @@ driftline is as its service runs it: keys of 16 bytes, raw vectors in files, upk
     python benchmarks/ann.py --base sift128_base.npy --queries sift128_query.npy
 """
 
-import argparse
-import math
-import time
-from collections.abc import Generator
-from itertools import pairwise
 from statistics import median
 from typing import Any
 
 from driftline.stream.feeding import progress_bar
 from peers import SYSTEMS, Shape, Unavailable
-from peers.measured import K, Measured
-from peers.process import Memory, Process
+from peers.measured import GRID, Built, Curve, Data, K, at_recall
+from peers.process import Process
 from report import machine, parser, show, write
-from vectors import as_l2, kth_distances, load_vectors, recall
+from vectors import as_l2, kth_distances, recall
 
-GRID = (10, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768)
 RECALLS = (0.90, 0.95, 0.99)
 ENOUGH = 0.9995  # a recall beyond which larger ef tell nothing
 OURS, USUAL = "driftline", "hnswlib"
 
-Curve = list[tuple[float, float]]  # recall and QPS, by ef
 
-
-class Built(Measured):
-    """In the child: one system, and the rows until it has them."""
-
-    def __init__(self, name: str, base: str, queries: str, limit: int | None, ask: int, shape: Shape) -> None:
-        self.base = load_vectors(base, limit)
-        super().__init__(name, shape, self.base, load_vectors(queries, ask))
-
-    def build(self) -> Generator[int, None, tuple[float, Memory]]:
-        """Yields rows done; returns seconds, and the memory added."""
-        began = time.perf_counter()
-        yield from self.system.build(self.base)
-        seconds = time.perf_counter() - began
-        added = self.memory()
-        del self.base
-        self.system.tune(self.queries)
-        return seconds, added
-
-
-def build(names: list[str], options: argparse.Namespace, shape: Shape) -> dict[str, tuple[Process, Any]]:
+def build(names: list[str], shape: Shape, data: Data) -> dict[str, tuple[Process, Any]]:
     """The systems that can be had, each built, one after the other."""
     built: dict[str, tuple[Process, Any]] = {}
     missing: dict[str, str] = {}
     with progress_bar() as progress:
         for name in names:
             bar = progress.add_task(f"building {name}", total=shape.rows, note="")
-            data = (options.base, options.queries, options.limit, options.ask)
             try:
-                process = Process(Built, name, *data, shape, threads=shape.threads)
+                process = Process(Built, name, shape, data, threads=shape.threads)
                 figures = process.call(
                     "build", done=lambda rows, bar=bar: progress.update(bar, completed=rows)
                 )
@@ -92,17 +65,6 @@ def measure(
                             by_round[number][ef] = process.call(kind, ef)
                         progress.advance(bar)
     return rates
-
-
-def at_recall(curve: Curve, target: float) -> float | None:
-    """QPS where the curve passes the target; None where it never does."""
-    if curve[0][0] >= target:
-        return curve[0][1]  # of the least ef: there is nothing faster
-    for (low, fast), (high, slow) in pairwise(curve):
-        if low < target <= high:
-            share = (target - low) / (high - low)
-            return math.exp(math.log(fast) * (1 - share) + math.log(slow) * share)
-    return None
 
 
 def spread(values: list[float], form: str) -> str:
@@ -176,12 +138,12 @@ def main() -> None:
     flags.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
     flags.add_argument("--systems", default=",".join(SYSTEMS), help="(default: %(default)s)")
     options = flags.parse_args()
-    base = load_vectors(options.base, options.limit)
-    queries = load_vectors(options.queries, options.ask)
+    data = Data(options.base, options.queries, options.limit, options.ask)
+    base, queries = data.load()
     shape = Shape(
         base.shape[1], len(base), options.metric, options.m, options.ef_construction, options.threads
     )
-    built = build(options.systems.split(","), options, shape)
+    built = build(options.systems.split(","), shape, data)
     base, queries = as_l2(base, queries, options.metric)
     kth = kth_distances(base, queries, K)
     recalls: dict[str, dict[int, float]] = {}
