@@ -32,6 +32,7 @@ class Hnswlib:
             yield first + len(piece)
 
     def upsert(self, keys: Keys, rows: Vectors) -> None:
+        """Takes keys that were never there: it mixes up labels when one comes back."""
         self.index.add_items(rows, keys, replace_deleted=True)
 
     def delete(self, keys: Keys) -> None:
@@ -109,6 +110,9 @@ class Usearch:
             yield first + len(piece)
 
     def upsert(self, keys: Keys, rows: Vectors) -> None:
+        known = keys[self.index.contains(keys)]
+        if len(known):
+            self.delete(known)
         self.index.add(keys, rows, threads=self.threads)
 
     def delete(self, keys: Keys) -> None:
