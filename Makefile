@@ -60,7 +60,7 @@ lint: build
 		.ci/quietly cc "$$source" $(CC) $(C_STRICT) -c -o /dev/null "$$source"; done
 
 # With the data of the clone; other data by the scripts' own flags, as benchmarks/RESULTS.md says.
-QUESTIONS := topics crash malformed delay memory tile drift reencode
+QUESTIONS := topics crash malformed delay memory tile drift reencode ann churn load filters growth runbook
 
 bench: build
 	@.ci/system c++ java

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from vectors import DEMO
 
-__all__ = ["milliseconds", "parser", "report"]
+__all__ = ["machine", "milliseconds", "parser", "report", "show", "write"]
 
 
 def parser(question: str, *, queries: bool = True) -> argparse.ArgumentParser:
@@ -45,6 +45,12 @@ def report(
     options: argparse.Namespace,
 ) -> None:
     """Print the table; write figures, flags and machine to --json."""
+    show(title, header, rows)
+    write({"flags": vars(options), "machine": machine(), "figures": figures}, options)
+
+
+def show(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table; its first column holds names, the others figures."""
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column(header[0])
     for name in header[1:]:
@@ -52,8 +58,11 @@ def report(
     for row in rows:
         table.add_row(*(f"{cell:,.4g}" if isinstance(cell, float) else str(cell) for cell in row))
     Console(width=None if sys.stdout.isatty() else 110).print(table)
+
+
+def write(document: object, options: argparse.Namespace) -> None:
+    """To --json, if it is given."""
     if options.json is not None:
-        document = {"flags": vars(options), "machine": machine(), "figures": figures}
         options.json.write_text(json.dumps(document, indent=1, default=str) + "\n")
 
 

@@ -7,7 +7,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DEMO", "Vectors", "file_and_array", "kth_distances", "load_vectors", "open_vectors", "recall"]
+__all__ = [
+    "DEMO",
+    "Vectors",
+    "as_l2",
+    "file_and_array",
+    "kth_distances",
+    "load_vectors",
+    "open_vectors",
+    "recall",
+]
 
 DEMO = Path(__file__).parent.parent / "stream" / "demo_data" / "demo384.npz"  # real, and in every clone
 BLOCK = 64  # queries at once: distances to a million vectors take 256 MB
@@ -32,6 +41,21 @@ def load_vectors(place: str, limit: int | None = None, dim: int | None = None) -
     """The first `limit` rows and `dim` components, as float32."""
     stored = open_vectors(place)[:limit]
     return np.ascontiguousarray(stored if dim is None else stored[:, :dim], np.float32)
+
+
+def as_l2(base: Vectors, queries: Vectors, metric: str) -> tuple[Vectors, Vectors]:
+    """Vectors whose order by squared distance is that of the metric, so that one oracle serves all three.
+
+    For inner products every row gets one more component that makes all rows equally long (Bachrach et al.,
+    2014).
+    """
+    if metric == "cosine":
+        return tuple(x / np.linalg.norm(x, axis=1, keepdims=True) for x in (base, queries))
+    if metric == "ip":
+        squares = np.einsum("ij,ij->i", base, base, dtype=np.float64)
+        more = np.sqrt(squares.max() - squares).astype(np.float32)
+        return np.c_[base, more], np.c_[queries, np.zeros(len(queries), np.float32)]
+    return base, queries
 
 
 def kth_distances(base: Vectors, queries: Vectors, k: int) -> NDArray[np.float64]:
