@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pyroaring import BitMap
 
-from ..native import SLAB, Answers, Core
+from ..native import SLAB, Answers, Core, MergedAnswers
 from .attributes import Attributes
 from .bitset import Bitset, bitset_of
 from .filters import Filter, parse_filter
@@ -238,7 +238,7 @@ class Filtering:
         """The k nearest of the hits at these places of each answer, and of keys that moved beneath it."""
         keys = sought(meanwhile.moved, chosen)
         found, vectors = self._core.get(keys) if keys else (None, queries[:0])
-        out = Answers(
+        out = MergedAnswers(
             [], [],
             np.full((len(hits), k), np.inf, np.float32),
             np.full((len(hits), k), 2**64 - 1, np.uint64),

@@ -35,6 +35,7 @@ class Frames:
         self._core.open_frame(lane, None if parameters is None else _tile(parameters))
         frame = Frame(self._next, lane, parameters)
         self._alive[lane] = frame
+        self._number()
         self._next += 1
         return frame
 
@@ -78,15 +79,20 @@ class Frames:
         for frame in self.alive:
             if frame is not self.write and self._core.close_frame(frame.lane):
                 del self._alive[frame.lane]
+                self._number()
                 closed.append(frame)
         return closed
 
-    def numbers(self, lanes: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Frame numbers of lanes."""
-        table = np.full(FRAMES, -1, np.int64)
-        for frame in self.alive:
-            table[frame.lane] = frame.number
-        return table[lanes]
+    @property
+    def numbers(self) -> NDArray[np.int64]:
+        """Frame numbers by lane, -1 where none is alive; never written to again."""
+        return self._numbers
+
+    def _number(self) -> None:
+        numbers = np.full(FRAMES, -1, np.int64)
+        for frame in self._alive.values():
+            numbers[frame.lane] = frame.number
+        self._numbers = numbers
 
     # ---- as part of a cut
 

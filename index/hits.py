@@ -2,28 +2,50 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .keys import Key
+from ..native import Answers
+from .keys import Key, Keys
 
 __all__ = ["FrameRows", "Hits", "Row", "Stats"]
 
 
-@dataclass(frozen=True, slots=True)
 class Hits:
-    """Answers to nq queries, nearest first.
+    """Answers to nq queries, nearest first. What is not asked for is never taken out of the core's answer."""
 
-    keys, attributes: nq lists of up to k items; distances: float32 [nq, k], ascending, +inf beyond an
-    answer's end: squared Euclidean (l2), -<q, x> (ip), 1 - cos (cosine); frames: int64 [nq, k], the frame
-    each vector is coded in, -1 beyond the end.
-    """
+    def __init__(self, answers: Answers, keys: Keys, numbers: NDArray[np.int64]) -> None:
+        self._answers = answers
+        self._keys = keys
+        self._numbers = numbers
 
-    keys: list[list[Key]]
-    distances: NDArray[np.float32]
-    frames: NDArray[np.int64]
-    attributes: list[list[bytes | None]]
+    @cached_property
+    def keys(self) -> list[list[Key]]:
+        """nq lists of up to k keys."""
+        decode = self._keys.decode
+        return [decode(keys) for keys in self._answers.keys]
+
+    @property
+    def attributes(self) -> list[list[bytes | None]]:
+        """nq lists of up to k attributes."""
+        return self._answers.payloads
+
+    @property
+    def distances(self) -> NDArray[np.float32]:
+        """float32 [nq, k], ascending, +inf beyond an answer's end.
+
+        Squared Euclidean (l2), -<q, x> (ip), 1 - cos (cosine).
+        """
+        return self._answers.distances
+
+    @cached_property
+    def frames(self) -> NDArray[np.int64]:
+        """int64 [nq, k], the frame each vector is coded in, -1 beyond the end."""
+        frames = self._numbers[self._answers.frames]
+        frames[np.isinf(self._answers.distances)] = -1
+        return frames
 
 
 @dataclass(frozen=True, slots=True)

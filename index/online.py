@@ -31,7 +31,7 @@ from .tile import TileParameters
 __all__ = ["OnlineIndex"]
 
 Metric = Literal["l2", "ip", "cosine"]
-WRITE_ROWS = 256  # linked per call into the core: bounds how long a re-encode waits to publish
+WRITE_ROWS = 256  # linked per call into the core: after so many, filters see them
 LARGEST = 1e18  # of a component: squares stay finite in float32
 MAX_K = 1 << 20
 
@@ -113,8 +113,8 @@ class OnlineIndex:
         keys: n of bytes, str or integers, the kind that this index has seen first; vectors: float32 [n, dim];
         attributes: n byte strings that come back with hits, or mappings of names to scalars or lists of
         scalars, which come back as msgpack; what filters see in either stands in payloads.py. A key given
-        twice: the last counts. For searches each key's change is one step. threads: an upper bound; the core
-        links with one writer.
+        twice: the last counts. For searches each key's change is one step. threads: that link them side by
+        side; with more than one the graph depends on their timing.
 
         Raises InvalidInput (nothing is changed): shapes, NaN, infinite or huge components, a zero vector
         under cosine, bad keys, attributes of other types.
@@ -148,7 +148,9 @@ class OnlineIndex:
             for start in range(0, len(x), WRITE_ROWS):
                 span = slice(start, start + WRITE_ROWS)
                 part = encoded[span], payloads[span]
-                upsert = partial(self._core.upsert, *part, x[span], None if rows is None else rows[span])
+                upsert = partial(
+                    self._core.upsert, *part, x[span], None if rows is None else rows[span], threads=threads
+                )
                 self._filtering.write(*part, upsert)
             self._follower.observe(self._normalised(x))
             return len(x)
@@ -210,6 +212,7 @@ class OnlineIndex:
         *,
         rescore: bool = True,
         filter: Filter | Mapping[str, Any] | None = None,
+        threads: int = 1,
     ) -> Hits:
         """The k approximately nearest, from `ef` candidates; larger is more exact and slower.
 
@@ -223,13 +226,19 @@ class OnlineIndex:
         for name, value in (("k", k), ("ef", ef)):
             if not 1 <= value <= MAX_K:
                 raise InvalidInput(f"{name} must be 1 to {MAX_K}, not {value}")
-        few = 2 * k + 16 if rescore and self._raw is not None else 0
-        x = self._checked(queries, "query")
+        rescored = rescore and self._raw is not None
         if filter is None:
-            return self._hits(self._core.search(x, k, ef, few))
+            few = 2 * k + 16 if rescored else 0
+            try:
+                return self._hits(self._core.search(queries, k, ef, few, threads=threads))
+            except InvalidInput:
+                self._checked(queries, "query")  # says which, and why
+                raise
+        x = self._checked(queries, "query")
 
         def run(most: int, allowed: Bitset) -> Answers:
-            return self._core.search(x, most, ef, few and 2 * most + 16, allowed=allowed)
+            few = 2 * most + 16 if rescored else 0
+            return self._core.search(x, most, ef, few, threads=threads, allowed=allowed)
 
         return self._hits(self._filtering.search(filter, x, k, MAX_K, run))
 
@@ -248,18 +257,14 @@ class OnlineIndex:
 
         return self._hits(self._filtering.search(filter, x, k, MAX_K, run))
 
-    def _hits(self, answers: Any) -> Hits:
-        frames = self._frames.numbers(answers.frames)
-        frames[np.isinf(answers.distances)] = -1
-        return Hits(
-            [self._keys.decode(keys) for keys in answers.keys], answers.distances, frames, answers.payloads
-        )
+    def _hits(self, answers: Answers) -> Hits:
+        return Hits(answers, self._keys, self._frames.numbers)
 
     def get(self, keys: Sequence[Key] | NDArray[Any]) -> list[Row | None]:
         """The rows of keys; None for one that is not live."""
         encoded = self._keys.encode(keys)
         answers, vectors = self._core.get(encoded)
-        frames = self._frames.numbers(answers.frames)
+        frames = self._frames.numbers[answers.frames]
         return [
             Row(self._keys.decode([encoded[i]])[0], vectors[i], answers.payloads[i][0], int(frames[i, 0]))
             if answers.keys[i]

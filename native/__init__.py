@@ -1,6 +1,7 @@
 """native/ computes: the C core - graph, codes, kernels - and its only doorway from Python."""
 
-from .core import FRAMES, SLAB, Answers, Core, Slab, Tile, Usage
+from .answers import Answers, MergedAnswers
+from .core import FRAMES, SLAB, Core, Slab, Tile, Usage
 from .functions import bin_counts, force_isa, isa, rotate, tile_decode, tile_encode, unrotate
 
 __all__ = [
@@ -8,6 +9,7 @@ __all__ = [
     "SLAB",
     "Answers",
     "Core",
+    "MergedAnswers",
     "Slab",
     "Tile",
     "Usage",

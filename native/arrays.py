@@ -1,7 +1,9 @@
 """Between numpy and C: contiguous arrays in, pointers out, codes turned into exceptions."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,8 +11,9 @@ from numpy.typing import NDArray
 from ..errors import CorruptIndex, InvalidInput
 from ._core import ffi, lib
 
-__all__ = ["Packed", "checked", "floats", "pack", "pointer", "taken"]
+__all__ = ["Packed", "checked", "floats", "pack", "parts", "pointer", "side_by_side"]
 
+T = TypeVar("T")
 Packed = tuple[bytes, NDArray[np.uint64]]
 
 
@@ -28,7 +31,7 @@ def checked(code: int) -> None:
 
 def pointer(kind: str, array: NDArray[Any]) -> Any:
     """A C pointer to the array's first item; the array must outlive it."""
-    return ffi.cast(kind, array.ctypes.data)
+    return ffi.from_buffer(kind.replace(" *", "[]"), array)
 
 
 def floats(x: Any, dim: int | None = None) -> NDArray[np.float32]:
@@ -47,8 +50,17 @@ def pack(items: Sequence[bytes]) -> Packed:
     return b"".join(items), offsets
 
 
-def taken(kind: str, memory: Any, count: int, dtype: Any) -> NDArray[Any]:
-    """A copy of `count` items of C memory."""
-    if not count:
-        return np.empty(0, dtype)
-    return np.frombuffer(ffi.buffer(ffi.cast(kind, memory), count * np.dtype(dtype).itemsize), dtype).copy()
+def parts(n: int, threads: int) -> list[slice]:
+    """0..n in at most `threads` spans of about one size; one empty span for n = 0."""
+    count = max(1, min(threads, n))
+    ends = [n * i // count for i in range(count + 1)]
+    return [slice(begin, end) for begin, end in pairwise(ends)]
+
+
+def side_by_side(work: Callable[[slice], T], n: int, threads: int) -> list[T]:
+    """`work` on each of the parts, in a thread each if there are several; what they gave, in order."""
+    spans = parts(n, threads)
+    if len(spans) == 1:
+        return [work(spans[0])]
+    with ThreadPoolExecutor(len(spans)) as pool:
+        return list(pool.map(work, spans))

@@ -4,7 +4,6 @@ out."""
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,10 @@ from numpy.typing import NDArray
 
 from ..errors import CorruptIndex, InvalidInput
 from ._core import ffi, lib
-from .arrays import checked, floats, pack, pointer, taken
+from .answers import Answers, JoinedAnswers, PackedAnswers
+from .arrays import checked, floats, pack, pointer, side_by_side
 
-__all__ = ["FRAMES", "SLAB", "Answers", "Core", "Slab", "Tile", "Usage"]
+__all__ = ["FRAMES", "SLAB", "Core", "Slab", "Tile", "Usage"]
 
 FRAMES = 4  # frames alive at once
 SLAB = 1024  # slots per slab
@@ -37,67 +37,6 @@ class Tile:
     table8: Floats
     table5: Floats
     rotated: bool
-
-
-class Answers:
-    """nq answers of up to k hits, taken out of the core's bytes (driftline.h, dl_hits) as they are asked
-    for."""
-
-    def __init__(self, data: bytes, nq: int, k: int) -> None:
-        self._data = data
-        self._shape = nq, k
-
-    def _at(self, start: int, dtype: type[np.generic], count: int) -> NDArray[Any]:
-        return np.frombuffer(self._data, dtype, count, start)
-
-    @cached_property
-    def rows(self) -> NDArray[np.uint64]:
-        """[nq, k] row ids, 2**64 - 1 where there is no raw vector."""
-        nq, k = self._shape
-        return self._at(0, np.uint64, nq * k).reshape(nq, k)
-
-    @cached_property
-    def distances(self) -> Floats:
-        """[nq, k], +inf beyond an answer's count."""
-        nq, k = self._shape
-        return self._at(24 * nq * k + 16, np.float32, nq * k).reshape(nq, k)
-
-    @cached_property
-    def counts(self) -> NDArray[np.uint32]:
-        """[nq]"""
-        nq, k = self._shape
-        return self._at(28 * nq * k + 16, np.uint32, nq)
-
-    @cached_property
-    def frames(self) -> NDArray[np.uint8]:
-        """[nq, k]"""
-        nq, k = self._shape
-        return self._at(28 * nq * k + 4 * nq + 16, np.uint8, nq * k).reshape(nq, k)
-
-    def _texts(self, start: int, ends: list[int]) -> list[list[bytes]]:
-        nq, k = self._shape
-        data = self._data
-        counts = self.counts.tolist()
-        return [
-            [data[start + ends[i] : start + ends[i + 1]] for i in range(q * k, q * k + counts[q])]
-            for q in range(nq)
-        ]
-
-    def _ends(self, start: int) -> list[int]:
-        nq, k = self._shape
-        return self._at(start, np.uint64, nq * k + 1).tolist()
-
-    @cached_property
-    def keys(self) -> list[list[bytes]]:
-        nq, k = self._shape
-        return self._texts(29 * nq * k + 4 * nq + 16, self._ends(8 * nq * k))
-
-    @cached_property
-    def payloads(self) -> list[list[bytes | None]]:
-        nq, k = self._shape
-        size = len(self._data)
-        ends = self._ends(16 * nq * k + 8)
-        return [[item or None for item in items] for items in self._texts(size - ends[-1], ends)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +165,7 @@ class Core:
         payloads: Sequence[bytes],
         vectors: Floats,
         rows: NDArray[np.uint64] | None,
+        threads: int = 1,
     ) -> NDArray[np.uint32]:
         """Insert or replace, in order; each key's change is one step for searches. An empty payload is
         none. The slots written to, uint32 [n]."""
@@ -233,12 +173,17 @@ class Core:
         more, more_offsets = pack(payloads)
         vectors = floats(vectors, self.dim)
         slots = np.empty(len(keys), np.uint32)
-        code = lib.dl_upsert(
-            self._ix, len(keys), _bytes(data), _offsets(offsets), _bytes(more), _offsets(more_offsets),
-            pointer("float *", vectors), ffi.NULL if rows is None else pointer("uint64_t *", rows),
-            pointer("uint32_t *", slots),
-        )  # fmt: skip
-        checked(code)
+
+        def write(span: slice) -> None:
+            code = lib.dl_upsert(
+                self._ix, span.stop - span.start, _bytes(data), _offsets(offsets[span.start :]), _bytes(more),
+                _offsets(more_offsets[span.start :]), pointer("float *", vectors[span]),
+                ffi.NULL if rows is None else pointer("uint64_t *", rows[span]),
+                pointer("uint32_t *", slots[span]),
+            )  # fmt: skip
+            checked(code)
+
+        side_by_side(write, len(keys), threads)
         return slots
 
     def delete(self, keys: Sequence[bytes]) -> int:
@@ -256,9 +201,9 @@ class Core:
 
     # ---- reading
 
-    def _answers(self, hits: Any) -> Answers:
+    def _answers(self, hits: Any) -> PackedAnswers:
         data = ffi.buffer(hits.bytes, hits.size)[:]
-        answers = Answers(data, hits.nq, hits.k)
+        answers = PackedAnswers(data, hits.nq, hits.k)
         lib.dl_hits_free(hits)
         return answers
 
@@ -271,19 +216,27 @@ class Core:
         *,
         radius: float = math.inf,
         allowed: NDArray[np.uint64] | None = None,
+        threads: int = 1,
     ) -> Answers:
         """Approximate: `ef` candidates by code, the best `rescore` of them measured on raw vectors.
 
-        radius: hits within it, at most k. allowed: a bit per slot that may be returned.
+        radius: hits within it, at most k. allowed: a bit per slot that may be returned. threads: among which
+        the queries are divided.
         """
         queries = floats(queries, self.dim)
-        hits = ffi.new("dl_hits *")
         bits, words = _bits(allowed)
         request = ffi.new("dl_request *", (k, ef, rescore, radius, bits, words))
-        checked(lib.dl_search(self._ix, pointer("float *", queries), len(queries), request, hits))
-        return self._answers(hits)
 
-    def exact(self, queries: Floats, k: int, allowed: NDArray[np.uint64] | None = None) -> Answers:
+        def ask(span: slice) -> PackedAnswers:
+            hits = ffi.new("dl_hits *")
+            part = pointer("float *", queries[span])
+            checked(lib.dl_search(self._ix, part, span.stop - span.start, request, hits))
+            return self._answers(hits)
+
+        answers = side_by_side(ask, len(queries), threads)
+        return answers[0] if len(answers) == 1 else JoinedAnswers(answers)
+
+    def exact(self, queries: Floats, k: int, allowed: NDArray[np.uint64] | None = None) -> PackedAnswers:
         """By brute force over raw vectors (over codes where there are none)."""
         queries = floats(queries, self.dim)
         hits = ffi.new("dl_hits *")
@@ -291,7 +244,7 @@ class Core:
         checked(lib.dl_exact(self._ix, pointer("float *", queries), len(queries), k, bits, words, hits))
         return self._answers(hits)
 
-    def get(self, keys: Sequence[bytes]) -> tuple[Answers, Floats]:
+    def get(self, keys: Sequence[bytes]) -> tuple[PackedAnswers, Floats]:
         """One answer of at most one hit per key, and the vectors float32 [n, dim]."""
         data, offsets = pack(keys)
         vectors = np.zeros((len(keys), self.dim), np.float32)

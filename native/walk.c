@@ -406,11 +406,13 @@ int scan(dl_index *ix, reader *r, uint32_t ef, uint64_t now, const allowed *only
             if (slot >= slots)
                 break;
             const head *h = (const head *)(const void *)row_of(ix, slot, &is_float);
+            if (!answers(ix, slot, flags_of(h), now, NULL)) /* first: a free slot's row means nothing */
+                continue;
             float limit = worst(r);
             if (!is_float && too_far(ix, lane_of(ix, &r->query, h->frame), k, h, limit))
                 continue;
             float d = is_float ? distance5(ix, &r->query, slot) : measure(ix, r, k, h);
-            if (d < limit && answers(ix, slot, flags_of(h), now, NULL) && !keep(ix, r, (near){d, slot}))
+            if (d < limit && !keep(ix, r, (near){d, slot}))
                 return DL_ENOMEM;
         }
     return DL_OK;
