@@ -20,12 +20,14 @@ class Hits:
         self._answers = answers
         self._keys = keys
         self._numbers = numbers
+        self._decoded: list[list[Key]] | None = None
 
-    @cached_property
+    @property
     def keys(self) -> list[list[Key]]:
         """nq lists of up to k keys."""
-        decode = self._keys.decode
-        return [decode(keys) for keys in self._answers.keys]
+        if self._decoded is None:
+            self._decoded = [self._keys.decode(keys) for keys in self._answers.keys]
+        return self._decoded
 
     @property
     def attributes(self) -> list[list[bytes | None]]:

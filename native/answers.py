@@ -7,7 +7,8 @@ answer's count), rows uint64 [nq, k] (2**64 - 1 where there is no raw vector) an
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from itertools import pairwise
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ class PackedAnswers:
     def __init__(self, data: bytes, nq: int, k: int) -> None:
         self._data = data
         self._shape = nq, k
+        self._keys: list[list[bytes]] | None = None  # by hand: cached_property takes a lock, on every query
 
     def _at(self, start: int, dtype: type[np.generic], count: int) -> NDArray[Any]:
         return np.frombuffer(self._data, dtype, count, start)
@@ -38,39 +40,34 @@ class PackedAnswers:
         return self._at(24 * nq * k + 16, np.float32, nq * k).reshape(nq, k)
 
     @cached_property
-    def counts(self) -> NDArray[np.uint32]:
-        nq, k = self._shape
-        return self._at(28 * nq * k + 16, np.uint32, nq)
-
-    @cached_property
     def frames(self) -> NDArray[np.uint8]:
         nq, k = self._shape
         return self._at(28 * nq * k + 4 * nq + 16, np.uint8, nq * k).reshape(nq, k)
 
-    def _texts(self, start: int, ends: list[int]) -> list[list[bytes]]:
+    def _words(self, kind: Literal["I", "Q"], start: int, end: int) -> list[int]:
+        return memoryview(self._data)[start:end].cast(kind).tolist()
+
+    def _texts(self, ends_at: int, last: bool) -> list[list[bytes]]:
         nq, k = self._shape
         data = self._data
-        counts = self.counts.tolist()
+        ends = self._words("Q", ends_at, ends_at + 8 * (nq * k + 1))
+        start = len(data) - ends[-1] if last else 29 * nq * k + 4 * nq + 16
+        counts = self._words("I", 28 * nq * k + 16, 28 * nq * k + 16 + 4 * nq)
         return [
-            [data[start + ends[i] : start + ends[i + 1]] for i in range(q * k, q * k + counts[q])]
-            for q in range(nq)
+            [data[start + a : start + b] for a, b in pairwise(ends[q * k : q * k + count + 1])]
+            for q, count in enumerate(counts)
         ]
 
-    def _ends(self, start: int) -> list[int]:
-        nq, k = self._shape
-        return self._at(start, np.uint64, nq * k + 1).tolist()
-
-    @cached_property
+    @property
     def keys(self) -> list[list[bytes]]:
-        nq, k = self._shape
-        return self._texts(29 * nq * k + 4 * nq + 16, self._ends(8 * nq * k))
+        if self._keys is None:
+            self._keys = self._texts(8 * self._shape[0] * self._shape[1], last=False)
+        return self._keys
 
     @cached_property
     def payloads(self) -> list[list[bytes | None]]:
-        nq, k = self._shape
-        size = len(self._data)
-        ends = self._ends(16 * nq * k + 8)
-        return [[item or None for item in items] for items in self._texts(size - ends[-1], ends)]
+        texts = self._texts(16 * self._shape[0] * self._shape[1] + 8, last=True)
+        return [[item or None for item in items] for items in texts]
 
 
 class JoinedAnswers:

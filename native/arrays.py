@@ -31,7 +31,7 @@ def checked(code: int) -> None:
 
 def pointer(kind: str, array: NDArray[Any]) -> Any:
     """A C pointer to the array's first item; the array must outlive it."""
-    return ffi.from_buffer(kind.replace(" *", "[]"), array)
+    return ffi.from_buffer(kind, array)
 
 
 def floats(x: Any, dim: int | None = None) -> NDArray[np.float32]:

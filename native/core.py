@@ -72,11 +72,11 @@ def _bytes(data: bytes) -> Any:
 
 
 def _bits(allowed: NDArray[np.uint64] | None) -> tuple[Any, int]:
-    return (ffi.NULL, 0) if allowed is None else (pointer("uint64_t *", allowed), len(allowed))
+    return (ffi.NULL, 0) if allowed is None else (pointer("uint64_t[]", allowed), len(allowed))
 
 
 def _offsets(offsets: NDArray[np.uint64]) -> Any:
-    return pointer("uint64_t *", offsets)
+    return pointer("uint64_t[]", offsets)
 
 
 class Core:
@@ -117,7 +117,7 @@ class Core:
         sizes = [a.size for a in arrays]
         if sizes != [self.dim, self.dim, 255, 256, 32]:
             raise InvalidInput(f"frame parameters of sizes {sizes} for {self.dim} dimensions")
-        pointers = [pointer("float *", a) for a in arrays]
+        pointers = [pointer("float[]", a) for a in arrays]
         checked(lib.dl_frame_open(self._ix, frame, ffi.new("dl_tile *", (*pointers, tile.rotated))))
 
     def close_frame(self, frame: int) -> bool:
@@ -136,7 +136,7 @@ class Core:
         """Live codes int64 [dim, 16] of a frame, and how many slots it occupies."""
         counts = np.empty((self.dim, 16), np.int64)
         rows = ffi.new("uint64_t *")
-        checked(lib.dl_frame_counts(self._ix, frame, pointer("int64_t *", counts), rows))
+        checked(lib.dl_frame_counts(self._ix, frame, pointer("int64_t[]", counts), rows))
         return counts, rows[0]
 
     def reencode(self, slab: int, frame: int) -> None:
@@ -154,7 +154,7 @@ class Core:
         same = np.zeros(len(keys), np.uint8)
         code = lib.dl_unchanged(
             self._ix, len(keys), _bytes(data), _offsets(offsets), _bytes(more), _offsets(more_offsets),
-            pointer("float *", vectors), pointer("uint8_t *", same),
+            pointer("float[]", vectors), pointer("uint8_t[]", same),
         )  # fmt: skip
         checked(code)
         return same.astype(np.bool_)
@@ -177,9 +177,9 @@ class Core:
         def write(span: slice) -> None:
             code = lib.dl_upsert(
                 self._ix, span.stop - span.start, _bytes(data), _offsets(offsets[span.start :]), _bytes(more),
-                _offsets(more_offsets[span.start :]), pointer("float *", vectors[span]),
-                ffi.NULL if rows is None else pointer("uint64_t *", rows[span]),
-                pointer("uint32_t *", slots[span]),
+                _offsets(more_offsets[span.start :]), pointer("float[]", vectors[span]),
+                ffi.NULL if rows is None else pointer("uint64_t[]", rows[span]),
+                pointer("uint32_t[]", slots[span]),
             )  # fmt: skip
             checked(code)
 
@@ -227,21 +227,23 @@ class Core:
         bits, words = _bits(allowed)
         request = ffi.new("dl_request *", (k, ef, rescore, radius, bits, words))
 
-        def ask(span: slice) -> PackedAnswers:
-            hits = ffi.new("dl_hits *")
-            part = pointer("float *", queries[span])
-            checked(lib.dl_search(self._ix, part, span.stop - span.start, request, hits))
-            return self._answers(hits)
+        if threads == 1:
+            return self._search(queries, request)
+        return JoinedAnswers(
+            side_by_side(lambda span: self._search(queries[span], request), len(queries), threads)
+        )
 
-        answers = side_by_side(ask, len(queries), threads)
-        return answers[0] if len(answers) == 1 else JoinedAnswers(answers)
+    def _search(self, queries: Floats, request: Any) -> PackedAnswers:
+        hits = ffi.new("dl_hits *")
+        checked(lib.dl_search(self._ix, pointer("float[]", queries), len(queries), request, hits))
+        return self._answers(hits)
 
     def exact(self, queries: Floats, k: int, allowed: NDArray[np.uint64] | None = None) -> PackedAnswers:
         """By brute force over raw vectors (over codes where there are none)."""
         queries = floats(queries, self.dim)
         hits = ffi.new("dl_hits *")
         bits, words = _bits(allowed)
-        checked(lib.dl_exact(self._ix, pointer("float *", queries), len(queries), k, bits, words, hits))
+        checked(lib.dl_exact(self._ix, pointer("float[]", queries), len(queries), k, bits, words, hits))
         return self._answers(hits)
 
     def get(self, keys: Sequence[bytes]) -> tuple[PackedAnswers, Floats]:
@@ -250,7 +252,7 @@ class Core:
         vectors = np.zeros((len(keys), self.dim), np.float32)
         hits = ffi.new("dl_hits *")
         code = lib.dl_get(
-            self._ix, len(keys), _bytes(data), _offsets(offsets), pointer("float *", vectors), hits
+            self._ix, len(keys), _bytes(data), _offsets(offsets), pointer("float[]", vectors), hits
         )
         checked(code)
         return self._answers(hits), vectors
@@ -265,7 +267,7 @@ class Core:
         """Slots and payloads of a slab's live rows."""
         slots = np.empty(SLAB, np.uint32)
         hits = ffi.new("dl_hits *")
-        checked(lib.dl_scan(self._ix, slab, pointer("uint32_t *", slots), hits))
+        checked(lib.dl_scan(self._ix, slab, pointer("uint32_t[]", slots), hits))
         payloads = self._answers(hits).payloads[0]
         return slots[: len(payloads)], payloads
 
@@ -292,7 +294,7 @@ class Core:
         rows, frames = np.empty(SLAB, np.uint64), np.empty(SLAB, np.uint8)
         count = ffi.new("uint32_t *")
         code = lib.dl_slab_rows(
-            self._ix, number, pointer("uint64_t *", rows), pointer("uint8_t *", frames), count
+            self._ix, number, pointer("uint64_t[]", rows), pointer("uint8_t[]", frames), count
         )
         checked(code)
         return rows[: count[0]], frames[: count[0]]
@@ -301,7 +303,7 @@ class Core:
         """Row ids that a slab may still read, of dead slots too."""
         rows = np.empty(SLAB, np.uint64)
         count = ffi.new("uint32_t *")
-        checked(lib.dl_occupied_rows(self._ix, number, pointer("uint64_t *", rows), count))
+        checked(lib.dl_occupied_rows(self._ix, number, pointer("uint64_t[]", rows), count))
         return rows[: count[0]]
 
     def usage(self) -> Usage:

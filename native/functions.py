@@ -29,7 +29,7 @@ def rotate(x: Floats, seed: int) -> Floats:
     seed."""
     x = floats(x)
     out = np.empty_like(x)
-    lib.dl_rotate(pointer("float *", x), pointer("float *", out), len(x), x.shape[1], seed)
+    lib.dl_rotate(pointer("float[]", x), pointer("float[]", out), len(x), x.shape[1], seed)
     return out
 
 
@@ -37,7 +37,7 @@ def unrotate(x: Floats, seed: int) -> Floats:
     """The inverse of `rotate`."""
     x = floats(x)
     out = np.empty_like(x)
-    lib.dl_unrotate(pointer("float *", x), pointer("float *", out), len(x), x.shape[1], seed)
+    lib.dl_unrotate(pointer("float[]", x), pointer("float[]", out), len(x), x.shape[1], seed)
     return out
 
 
@@ -55,8 +55,8 @@ def tile_encode(x: Floats, mean: Floats, inv_scale: Floats, edges: Floats) -> Co
     mean, inv_scale, edges = _row(mean, dim), _row(inv_scale, dim), _row(edges, 255)
     codes = np.empty((n, dim), np.uint8)
     lib.dl_tile_encode(
-        pointer("float *", x), pointer("uint8_t *", codes), n, dim, pointer("float *", mean),
-        pointer("float *", inv_scale), pointer("float *", edges),
+        pointer("float[]", x), pointer("uint8_t[]", codes), n, dim, pointer("float[]", mean),
+        pointer("float[]", inv_scale), pointer("float[]", edges),
     )  # fmt: skip
     return codes
 
@@ -77,8 +77,8 @@ def tile_decode(codes: Codes, mean: Floats, scale: Floats, table: Floats, bits: 
     mean, scale, table = _row(mean, dim), _row(scale, dim), _row(table, 2**bits)
     out = np.empty((n, dim), np.float32)
     lib.dl_tile_decode(
-        pointer("uint8_t *", codes), pointer("float *", out), n, dim, pointer("float *", mean),
-        pointer("float *", scale), pointer("float *", table), bits,
+        pointer("uint8_t[]", codes), pointer("float[]", out), n, dim, pointer("float[]", mean),
+        pointer("float[]", scale), pointer("float[]", table), bits,
     )  # fmt: skip
     return out
 
@@ -87,5 +87,5 @@ def bin_counts(codes: Codes) -> NDArray[np.int64]:
     """int64 [dim, 16]: how often each top-four-bit code occurs in a dimension."""
     codes = _codes(codes)
     counts = np.zeros((codes.shape[1], 16), np.int64)
-    lib.dl_bin_counts(pointer("uint8_t *", codes), pointer("int64_t *", counts), *codes.shape)
+    lib.dl_bin_counts(pointer("uint8_t[]", codes), pointer("int64_t[]", counts), *codes.shape)
     return counts

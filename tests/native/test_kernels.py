@@ -64,13 +64,13 @@ def split(codes: np.ndarray, shift: int = 0) -> tuple[np.ndarray, np.ndarray, np
     signs, mids, lows = (
         misaligned(np.full(size, 0xAA, np.uint8), shift) for size in (n // 8, n // 2, 3 * n // 8)
     )
-    lib.dl_split(*(pointer("uint8_t *", each) for each in (codes, signs, mids, lows)), n)
+    lib.dl_split(*(pointer("uint8_t[]", each) for each in (codes, signs, mids, lows)), n)
     return signs, mids, lows
 
 
 def join(signs: np.ndarray, mids: np.ndarray, lows: np.ndarray, shift: int) -> np.ndarray:
     codes = misaligned(np.full(2 * len(mids), 0xAA, np.uint8), shift)
-    lib.dl_join(*(pointer("uint8_t *", each) for each in (signs, mids, lows, codes)), len(codes))
+    lib.dl_join(*(pointer("uint8_t[]", each) for each in (signs, mids, lows, codes)), len(codes))
     return codes
 
 
@@ -118,12 +118,12 @@ def test_integer_kernels_are_exact(isa: str, shift: int):
         for row in (*(random_row(rng, n) for _ in range(4)), extreme_row(1, n), extreme_row(-1, n)):
             codes, w8, w16, five, eight = (misaligned(each, shift) for each in row)
             signs, mids, lows = (misaligned(each, shift) for each in planes_of(codes))
-            sign, mid, low = (pointer("uint8_t *", each) for each in (signs, mids, lows))
-            narrow, wide = pointer("int8_t *", w8), pointer("int16_t *", w16)
+            sign, mid, low = (pointer("uint8_t[]", each) for each in (signs, mids, lows))
+            narrow, wide = pointer("int8_t[]", w8), pointer("int16_t[]", w16)
             assert lib.dl_dot1(sign, narrow, n) == w8[codes >= 128].sum(dtype=int), n
-            found = lib.dl_dot5(sign, mid, narrow, pointer("uint8_t *", five), n)
+            found = lib.dl_dot5(sign, mid, narrow, pointer("uint8_t[]", five), n)
             assert found == w8.astype(int) @ five[codes >> 3].astype(int), n
-            found = lib.dl_dot8(sign, mid, low, wide, pointer("int16_t *", eight), n)
+            found = lib.dl_dot8(sign, mid, low, wide, pointer("int16_t[]", eight), n)
             assert found == w16.astype(int) @ eight[codes].astype(int), n
 
 
@@ -136,7 +136,7 @@ def test_float_kernels_agree_with_float64(isa: str, shift: int):
         a = misaligned(rng.normal(size=n).astype(np.float32), shift)
         b = misaligned(rng.normal(size=n).astype(np.float32), shift)
         native.force_isa(isa)
-        arguments = pointer("float *", a), pointer("float *", b), n
+        arguments = pointer("float[]", a), pointer("float[]", b), n
         wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
         assert lib.dl_l2(*arguments) == pytest.approx(((wide_a - wide_b) ** 2).sum(), rel=1e-5)
         assert lib.dl_ip(*arguments) == pytest.approx(wide_a @ wide_b, abs=1e-4)
