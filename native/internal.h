@@ -421,7 +421,15 @@ int probe_init(const dl_index *ix, probe *p);
 void probe_free(probe *p);
 void probe_vector(const dl_index *ix, probe *p, const float *plain);
 void probe_slot(const dl_index *ix, probe *p, uint32_t slot, uint8_t *codes);
-lane *lane_of(const dl_index *ix, probe *p, uint32_t frame_id);
+void lane_prepare(const dl_index *ix, probe *p, uint32_t frame_id);
+
+static inline lane *lane_of(const dl_index *ix, probe *p, uint32_t frame_id)
+{
+    if (__builtin_expect(!p->lanes[frame_id].ready, 0))
+        lane_prepare(ix, p, frame_id);
+    return &p->lanes[frame_id];
+}
+
 /* A distance from <q', x'>, what the query adds and what the row's norm does. */
 static inline float distance_from(const dl_index *ix, float base, float dot, float norm)
 {

@@ -99,14 +99,11 @@ int insert_node(dl_index *ix, reader *r, uint32_t slot, bool alone)
     uint32_t chosen_count[MAX_LEVEL + 1] = {0}, count = 0;
     uint32_t top = level_of(ix, entry), lowest = level < top ? level : top, at = descend(ix, r, entry, level);
     near *nearest = NULL;
-    static int fine=-1; if(fine<0) fine=getenv("FINE")!=NULL;
     int code = reader_links(ix, r);
     for (uint32_t l = lowest; code == DL_OK; l--) {
         code = walk(ix, r, at, l, ix->config.ef_construction, EVERYTHING, NULL);
         if (code == DL_OK)
             code = found(r, &count);
-        if (code == DL_OK && fine)
-            code = sharpen(ix, r, &count, count, by_codes);
         if (code == DL_OK)
             code = picked_reserve(r, 2 * (size_t)count);
         if (code != DL_OK)

@@ -83,8 +83,10 @@ static const float *coordinates(const dl_index *ix, probe *p, bool rotated)
 }
 
 /* Integer weights. dot8 sums |w8| * 4096 in 32 bits: the step keeps sum |w8| below 2^19, rounding included. */
-static void prepare(const dl_index *ix, probe *p, lane *l, const frame *f)
+void lane_prepare(const dl_index *ix, probe *p, uint32_t id)
 {
+    lane *l = &p->lanes[id];
+    const frame *f = frame_of(ix, id);
     uint32_t dim = ix->config.dim;
     bool centred = ix->config.metric != DL_IP;
     const float *q = coordinates(ix, p, f->rotated);
@@ -109,14 +111,6 @@ static void prepare(const dl_index *ix, probe *p, lane *l, const frame *f)
     l->squares = l->margin = 0;
     l->samples = l->tested = l->passed = 0;
     l->ready = true;
-}
-
-lane *lane_of(const dl_index *ix, probe *p, uint32_t id)
-{
-    lane *l = &p->lanes[id];
-    if (!l->ready)
-        prepare(ix, p, l, frame_of(ix, id));
-    return l;
 }
 
 float distance_float(const dl_index *ix, probe *p, const float *row)

@@ -14,9 +14,8 @@
 #include "internal.h"
 
 #define EXPANDED 0x80000000u /* in the slot of a pool entry */
-__attribute__((visibility("default"))) float dl_knobs[16]={1.6f,48,96,3,4,0};
-#define MARGIN dl_knobs[0] /* standard deviations; measured: docs/tuning.md */
-#define HOPE 3.5f            /* likewise, of coarser against more exact distances */
+#define MARGIN 1.2f /* standard deviations that a row is given in its favour; measured: docs/tuning.md */
+#define HOPE 3.5f   /* likewise, of coarser against more exact distances */
 
 enum {
     GATE_SAMPLES = 48,  /* distances that calibrate the signs */
@@ -156,14 +155,10 @@ static inline float worst(const reader *r)
 static inline void pool_insert(const dl_index *ix, reader *r, near item)
 {
     near *pool = r->pool;
-    uint32_t low = 0, high = r->pool_size;
-    while (low < high) {
-        uint32_t middle = (low + high) / 2;
-        if (pool[middle].distance <= item.distance)
-            low = middle + 1;
-        else
-            high = middle;
-    }
+    uint32_t low = 0, left = r->pool_size;
+    for (; left > 1; left -= left / 2) /* without a branch: where it goes cannot be foreseen */
+        low += (pool[low + left / 2 - 1].distance <= item.distance) * (left / 2);
+    low += left && pool[low].distance <= item.distance;
     if (low == r->ef)
         return;
     r->pool_size += r->pool_size < r->ef;
@@ -235,16 +230,11 @@ typedef struct {
 } met;
 
 /* Whether the signs tell that the row cannot be among the best. */
-static inline bool too_far(const dl_index *ix, lane *l, const dl_kernels *k, const head *h, float limit)
+static inline bool too_far(const dl_index *ix, const lane *l, const dl_kernels *k, const head *h, float limit)
 {
-    if (l->samples < dl_knobs[1] || (l->tested >= GATE_TRIAL && 4 * l->passed > dl_knobs[3] * l->tested))
-        return false;
     int32_t sum = 2 * k->dot1((const uint8_t *)(h + 1), l->w5, ix->padded) - l->total;
     float most = stretch_as_float(h->stretch) * (l->step1 * (float)sum + l->margin);
-    bool far = distance_from(ix, l->base, most, h->norm5) > limit;
-    l->tested++;
-    l->passed += !far;
-    return far;
+    return distance_from(ix, l->base, most, h->norm5) > limit;
 }
 
 /* One more pair of what the signs said and what is so. */
@@ -256,8 +246,8 @@ static inline void calibrate(const dl_index *ix, lane *l, const dl_kernels *k, c
         float error = dot / stretch - l->step1 * (float)sum;
         l->squares += error * error;
     }
-    if (++l->samples == dl_knobs[1])
-        l->margin = MARGIN * sqrtf(l->squares / dl_knobs[1]);
+    if (++l->samples == GATE_SAMPLES)
+        l->margin = MARGIN * sqrtf(l->squares / GATE_SAMPLES);
 }
 
 static inline float measure(const dl_index *ix, reader *r, const dl_kernels *k, const head *h)
@@ -266,15 +256,15 @@ static inline float measure(const dl_index *ix, reader *r, const dl_kernels *k, 
     const uint8_t *signs = (const uint8_t *)(h + 1);
     float dot = l->factor5 * (float)k->dot5(signs, signs + ix->padded / 8, l->w5, frame_of(ix, h->frame)->int5table, ix->padded) +
                 l->offset5;
-    if (l->samples < dl_knobs[1])
+    if (l->samples < GATE_SAMPLES)
         calibrate(ix, l, k, h, dot);
     return distance_from(ix, l->base, dot, h->norm5);
 }
 
-/* Whether the lines behind a row's signs are worth asking for before the signs were looked at. */
+/* Whether the signs are asked: once they are calibrated, unless they seldom tell enough. */
 static inline bool gated(const lane *l)
 {
-    return l->ready && l->samples >= dl_knobs[1] && (l->tested < GATE_TRIAL || 4 * l->passed <= dl_knobs[3] * l->tested);
+    return l->ready && l->samples >= GATE_SAMPLES && (l->tested < GATE_TRIAL || 4 * l->passed <= 3 * l->tested);
 }
 
 /* Expand one node: its unseen neighbours are measured and met. */
@@ -282,9 +272,10 @@ static int hop(dl_index *ix, reader *r, const dl_kernels *k, uint32_t slot, uint
 {
     met batch[2 * 128];
     uint32_t count = 0, cap = link_cap(ix, level), to;
+    lane *usual = &r->query.lanes[atomic_load_explicit(&ix->write_frame, memory_order_relaxed)];
+    bool gate = gated(usual);
+    size_t first = gate ? sizeof(head) + ix->padded / 8 : ix->row_bytes;
     const _Atomic uint32_t *links = links_of(ix, slot, level);
-    size_t first = gated(&r->query.lanes[atomic_load_explicit(&ix->write_frame, memory_order_relaxed)])
-                       ? sizeof(head) + ix->padded / 8 : ix->row_bytes;
     for (uint32_t i = 0; link_at(links, cap, i, &to); i++) {
         if (to >> SLAB_BITS >= r->seen_slabs && !seen_fit(r, atomic_load(&ix->slab_count)))
             return DL_ENOMEM;
@@ -297,22 +288,31 @@ static int hop(dl_index *ix, reader *r, const dl_kernels *k, uint32_t slot, uint
         batch[count++] = (met){to, is_float ? NULL : (const head *)(const void *)row};
     }
     float limit = worst(r);
-    uint32_t left = 0;
+    if (gate && limit < INFINITY) {
+        uint32_t left = 0;
+        for (uint32_t i = 0; i < count; i++) {
+            met one = batch[i];
+            batch[left] = one;
+            if (!one.row) {
+                left++;
+                continue;
+            }
+            bool far = too_far(ix, lane_of(ix, &r->query, one.row->frame), k, one.row, limit);
+            left += !far;
+            usual->tested++;
+            usual->passed += !far;
+        }
+        count = left;
+    }
+    for (uint32_t i = 0; gate && i < count; i++)
+        if (batch[i].row)
+            fetch_row((const uint8_t *)batch[i].row + first, ix->row_bytes - first);
     for (uint32_t i = 0; i < count; i++) {
         const head *h = batch[i].row;
-        if (h && too_far(ix, lane_of(ix, &r->query, h->frame), k, h, limit))
-            continue;
-        if (h && first < ix->row_bytes)
-            fetch_row((const uint8_t *)h + first, ix->row_bytes - first);
-        batch[left++] = batch[i];
-    }
-    for (uint32_t i = 0; i < left; i++) {
-        const head *h = batch[i].row;
-        uint32_t near_slot = batch[i].slot;
-        float d = h ? measure(ix, r, k, h) : distance5(ix, &r->query, near_slot);
+        float d = h ? measure(ix, r, k, h) : distance5(ix, &r->query, batch[i].slot);
         if (d >= limit)
             continue;
-        if (!meet(ix, r, (near){d, near_slot}, flags_of(h ? h : head_of(ix, near_slot)), now, only))
+        if (!meet(ix, r, (near){d, batch[i].slot}, flags_of(h ? h : head_of(ix, batch[i].slot)), now, only))
             return DL_ENOMEM;
         limit = worst(r);
     }
@@ -343,7 +343,8 @@ uint32_t descend(const dl_index *ix, reader *r, uint32_t start, uint32_t to)
                 fetch_row(row_of(ix, slot, &is_float), ix->row_bytes);
             for (uint32_t i = 0; link_at(links, ix->config.m, i, &slot); i++) {
                 const head *h = (const head *)(const void *)row_of(ix, slot, &is_float);
-                if (!is_float && too_far(ix, lane_of(ix, &r->query, h->frame), k, h, best))
+                const lane *l = is_float ? NULL : lane_of(ix, &r->query, h->frame);
+                if (l && gated(l) && too_far(ix, l, k, h, best))
                     continue;
                 float d = is_float ? distance5(ix, &r->query, slot) : measure(ix, r, k, h);
                 if (d < best) {
@@ -409,7 +410,8 @@ int scan(dl_index *ix, reader *r, uint32_t ef, uint64_t now, const allowed *only
             if (!answers(ix, slot, flags_of(h), now, NULL)) /* first: a free slot's row means nothing */
                 continue;
             float limit = worst(r);
-            if (!is_float && too_far(ix, lane_of(ix, &r->query, h->frame), k, h, limit))
+            const lane *l = is_float ? NULL : lane_of(ix, &r->query, h->frame);
+            if (l && gated(l) && too_far(ix, l, k, h, limit))
                 continue;
             float d = is_float ? distance5(ix, &r->query, slot) : measure(ix, r, k, h);
             if (d < limit && !keep(ix, r, (near){d, slot}))
