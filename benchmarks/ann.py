@@ -41,8 +41,10 @@ def build(names: list[str], shape: Shape, data: Data) -> dict[str, tuple[Process
                     "build", done=lambda rows, bar=bar: progress.update(bar, completed=rows)
                 )
                 built[name] = process, figures
-            except Unavailable as error:
-                missing[name] = str(error)
+            except (Unavailable, RuntimeError) as error:
+                if name == OURS:
+                    raise
+                missing[name] = str(error).strip().splitlines()[-1]
                 progress.update(bar, visible=False)
     for name, reason in missing.items():
         print(f"{name} is left out: {reason}")

@@ -61,7 +61,9 @@ class System(Protocol):
         """What its documentation recommends to do once before measuring; not part of the build's time."""
         ...
 
-    def set_ef(self, ef: int) -> None: ...
+    def prepare(self, ef: int, threads: int) -> None:
+        """For the searches that follow: candidates to keep, and threads for a batch."""
+        ...
 
     def search_one(self, query: Vectors, k: int) -> object:
         """One call for one query [1, dim]; the answer in the system's own form."""

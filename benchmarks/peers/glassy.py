@@ -35,14 +35,15 @@ class Glass:
     def tune(self, queries: Vectors) -> None:
         self.searcher.optimize(self.threads)  # tries prefetch distances, on rows of its own
 
-    def set_ef(self, ef: int) -> None:
+    def prepare(self, ef: int, threads: int) -> None:
+        self.asking = threads
         self.searcher.set_ef(max(ef, LEAST) if self.quantizers[1] else ef)
 
     def search_one(self, query: Vectors, k: int) -> Any:
         return self.searcher.search(query[0], k)
 
     def search_batch(self, queries: Vectors, k: int) -> Any:
-        return self.searcher.batch_search(queries, k, self.threads)
+        return self.searcher.batch_search(queries, k, self.asking)
 
     def keys(self, answer: Any) -> list[list[int]]:
         return found(answer[0])

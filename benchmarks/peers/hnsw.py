@@ -23,17 +23,17 @@ class Hnswlib:
             random_seed=0,
             allow_replace_deleted=changing,
         )
-        self.index.set_num_threads(shape.threads)
+        self.threads = shape.threads
 
     def build(self, rows: Vectors) -> Generator[int]:
         for first in range(0, len(rows), PIECE):
             piece = rows[first : first + PIECE]
-            self.index.add_items(piece, np.arange(first, first + len(piece)))
+            self.index.add_items(piece, np.arange(first, first + len(piece)), self.threads)
             yield first + len(piece)
 
     def upsert(self, keys: Keys, rows: Vectors) -> None:
         """Takes keys that were never there: it mixes up labels when one comes back."""
-        self.index.add_items(rows, keys, replace_deleted=True)
+        self.index.add_items(rows, keys, self.threads, replace_deleted=True)
 
     def delete(self, keys: Keys) -> None:
         for key in keys.tolist():
@@ -45,8 +45,9 @@ class Hnswlib:
     def tune(self, queries: Vectors) -> None:
         pass
 
-    def set_ef(self, ef: int) -> None:
+    def prepare(self, ef: int, threads: int) -> None:
         self.index.set_ef(ef)
+        self.index.set_num_threads(threads)
 
     def search_one(self, query: Vectors, k: int) -> Any:
         return self.index.knn_query(query, k)
@@ -64,6 +65,7 @@ class Faiss:
         import faiss
 
         faiss.omp_set_num_threads(shape.threads)
+        self.faiss = faiss
         metric = faiss.METRIC_L2 if shape.metric == "l2" else faiss.METRIC_INNER_PRODUCT
         self.index = faiss.IndexHNSWSQ(shape.dim, faiss.ScalarQuantizer.QT_8bit, shape.m, metric)
         self.index.hnsw.efConstruction = shape.ef_construction
@@ -78,8 +80,9 @@ class Faiss:
     def tune(self, queries: Vectors) -> None:
         pass
 
-    def set_ef(self, ef: int) -> None:
+    def prepare(self, ef: int, threads: int) -> None:
         self.index.hnsw.efSearch = ef
+        self.faiss.omp_set_num_threads(threads)
 
     def search_one(self, query: Vectors, k: int) -> Any:
         return self.index.search(query, k)
@@ -124,14 +127,15 @@ class Usearch:
     def tune(self, queries: Vectors) -> None:
         pass
 
-    def set_ef(self, ef: int) -> None:
+    def prepare(self, ef: int, threads: int) -> None:
         self.index.expansion_search = ef
+        self.asking = threads
 
     def search_one(self, query: Vectors, k: int) -> Any:
         return self.index.search(query[0], k, threads=1)
 
     def search_batch(self, queries: Vectors, k: int) -> Any:
-        return self.index.search(queries, k, threads=self.threads)
+        return self.index.search(queries, k, threads=self.asking)
 
     def keys(self, answer: Any) -> list[list[int]]:
         return [keys[:count].tolist() for keys, count in zip(answer.keys, answer.counts, strict=True)]

@@ -45,6 +45,7 @@ class Measured:
         for _ in make(name, replace(shape, rows=WARM), changing=changing).build(self.base[:WARM]):
             pass  # its code and its buffers are in memory before anything is counted
         self.single = [self.queries[i : i + 1] for i in range(len(self.queries))]
+        self.threads = shape.threads
         self.before = memory()
         self.system: Any = make(name, shape, changing=changing)
 
@@ -53,17 +54,17 @@ class Measured:
         return memory() - self.before
 
     def answers(self, ef: int) -> list[list[int]]:
-        self.system.set_ef(ef)
+        self.system.prepare(ef, self.threads)
         return self.system.keys(self.system.search_batch(self.queries, K))
 
     def qps(self, ef: int) -> float:
-        """With one call per query."""
-        self.system.set_ef(ef)
+        """With one call per query, on one thread."""
+        self.system.prepare(ef, 1)
         return self.rate(lambda: [self.system.search_one(query, K) for query in self.single])
 
     def qps_batch(self, ef: int) -> float:
-        """With one call for all queries."""
-        self.system.set_ef(ef)
+        """With one call for all queries, on all threads."""
+        self.system.prepare(ef, self.threads)
         return self.rate(lambda: self.system.search_batch(self.queries, K))
 
     def rate(self, ask: Callable[[], object]) -> float:

@@ -21,7 +21,7 @@ class Driftline:
         raw = FileRawVectors(self.directory.name, shape.dim, {})
         self.index = OnlineIndex(shape.dim, shape.metric, shape.m, shape.ef_construction, raw=raw)
         self.threads = shape.threads
-        self.ef = 64
+        self.ef, self.asking = 64, 1
 
     def build(self, rows: Vectors) -> Generator[int]:
         for first in range(0, len(rows), BATCH):
@@ -55,16 +55,16 @@ class Driftline:
     def tune(self, queries: Vectors) -> None:
         pass
 
-    def set_ef(self, ef: int) -> None:
-        self.ef = ef
+    def prepare(self, ef: int, threads: int) -> None:
+        self.ef, self.asking = ef, threads
 
     def search_one(self, query: Vectors, k: int) -> Hits:
         return self.index.search(query, k, self.ef)
 
     def search_batch(self, queries: Vectors, k: int) -> Hits:
-        if self.threads == 1:
+        if self.asking == 1:
             return self.index.search(queries, k, self.ef)
-        return self.index.search(queries, k, self.ef, threads=self.threads)
+        return self.index.search(queries, k, self.ef, threads=self.asking)
 
     def keys(self, answer: Hits) -> list[list[int]]:
         return [[int(key) for key in keys] for keys in answer.keys]
