@@ -37,11 +37,13 @@ static uint32_t next_entry(const dl_index *ix)
     return best;
 }
 
+/* The dead node's children find other parents, and none of its edges is the tree's any more. */
 static void adopt_orphans(dl_index *ix, reader *r, uint32_t dead)
 {
-    const _Atomic uint32_t *links = links_of(ix, dead, 0);
+    _Atomic uint32_t *links = links_of(ix, dead, 0);
     uint32_t child, slot;
     for (uint32_t i = 0; link_at(links, ix->links0, i, &child); i++) {
+        put(links + i, child);
         if (parent_of(ix, child) != dead || state_of(ix, child) == SLOT_UNLINKING)
             continue;
         near candidates[2 * 256];
@@ -95,7 +97,7 @@ static int start_round(dl_index *ix, reader *r, bool eager)
             let_go(ix, parent, ix->round[i]); /* room for another child */
         set_parent(ix, ix->round[i], NONE);
     }
-    for (size_t i = 0; i < ready && entry != NONE; i++)
+    for (size_t i = 0; i < ready; i++)
         adopt_orphans(ix, r, ix->round[i]);
     return DL_OK;
 }
