@@ -1,5 +1,6 @@
 """The online index: keys and vectors in, nearest neighbours out, while its codes follow the data."""
 
+import math
 import threading
 import time
 from collections import deque
@@ -241,6 +242,37 @@ class OnlineIndex:
             return self._core.search(x, most, ef, few, threads=threads, allowed=allowed)
 
         return self._hits(self._filtering.search(filter, x, k, MAX_K, run))
+
+    def within(
+        self,
+        queries: Vectors,
+        radius: float,
+        *,
+        limit: int = 1000,
+        ef: int = 64,
+        filter: Filter | Mapping[str, Any] | None = None,
+        threads: int = 1,
+    ) -> Hits:
+        """Those at a distance of at most `radius`, as distances are returned; the `limit` nearest if there are
+        more.
+
+        The search widens from `ef` candidates until the farthest lies outside. Otherwise as `search`; raises
+        InvalidInput for a radius that is not a finite number, too.
+        """
+        for name, value in (("limit", limit), ("ef", ef)):
+            if not 1 <= value <= MAX_K:
+                raise InvalidInput(f"{name} must be 1 to {MAX_K}, not {value}")
+        if not math.isfinite(radius):
+            raise InvalidInput(f"radius must be a finite number, not {radius}")
+        x = self._checked(queries, "query")
+
+        def run(most: int, allowed: Bitset | None = None) -> Answers:
+            few = 0 if self._raw is None else most
+            return self._core.search(x, most, ef, few, radius=radius, threads=threads, allowed=allowed)
+
+        if filter is None:
+            return self._hits(run(limit))
+        return self._hits(self._filtering.search(filter, x, limit, MAX_K, run))
 
     def exact(
         self, queries: Vectors, k: int = 10, *, filter: Filter | Mapping[str, Any] | None = None

@@ -1,10 +1,12 @@
 /* driftline's native core: a streaming HNSW over tile codes.
  *
  * What it is. An approximate-nearest-neighbour graph (Malkov & Yashunin, arXiv 1603.09320) whose nodes are held as
- * 8-bit scalar codes. The top four bits of each code lie in a plane of their own and route the search; all eight
- * refine it; raw vectors, where the caller has attached them, rescore the best few.
+ * 8-bit scalar codes, split by bits: the signs decide early, the top five bits route the search, all eight refine it, and raw
+ * vectors, where the caller has attached them, rescore the best few.
  *
  * How it departs from the paper.
+ *   - A distance is left early where the signs say that it is too far (walk.c; the estimate is that of RaBitQ, arXiv 2405.12497).
+ *   - A full list takes a new edge in place of one that it overshadows, instead of choosing anew among all (link.c).
  *   - Deletes are real. A deleted node is invisible at once; after every search that could hold it has ended its
  *     in-neighbours are joined through its neighbourhood (FreshDiskANN, arXiv 2105.09613, section 4.2; done slab by
  *     slab) and its slot is used again.
@@ -17,10 +19,11 @@
  * only ever added. A slab points to its *block*: codes, norms and a frame byte per slot. A *frame* is one set of encoder
  * parameters; at most DL_FRAMES are alive. A *row id* names a raw vector: segment << 32 | row.
  *
- * Threads. Writers (upsert, delete, upkeep, attach, frame calls, load) may be called from any thread and queue on one
- * lock. dl_search, dl_exact, dl_get may run at any time beside them, any number at once, and never wait for a writer
- * (dl_get takes the key map's lock for a probe). dl_reencode encodes outside the writer lock. dl_save_slab and dl_check
- * hold the writer lock. dl_close: nobody else may be inside.
+ * Threads. Everything may be called from any thread at any time but dl_close, which needs to be alone. dl_search, dl_exact and
+ * dl_get take no lock (dl_get one for a probe of the key map) and never wait for a writer. dl_upsert and dl_delete run side by
+ * side; a lock a node guards its links. dl_upkeep, the frame calls, attaching, dl_check, loading and saving (dl_lock) have the
+ * structure to themselves, and writers wait for the step they take; dl_reencode encodes beside everybody and waits only to
+ * publish. With one writing thread the same calls give the same graph.
  *
  * Ownership. Inputs are borrowed for the call, except segment memory: it must stay mapped until dl_detach. dl_hits and
  * saved bytes are the caller's: dl_hits_free, dl_free.

@@ -420,3 +420,28 @@ def test_without_raw_vectors_a_fifth_world_is_declined():
     index.check()
     declined = [event for event in index.take_events() if isinstance(event, ReencodeDeclined)]
     assert any("four frames are alive" in event.reason for event in declined)
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
+def test_within_a_radius_is_what_brute_force_finds(metric: str):
+    """Radii that hold none, a few and hundreds of the rows: all of them come, nearest first, up to the limit."""
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(3000, 12)).astype(np.float32)
+    index = OnlineIndex(12, metric, compress_after=1000)
+    index.upsert(range(3000), x)
+    while index.maintain(1):
+        pass
+    true = index.exact(x[:20], 3000)
+    for rank in (1, 10, 400):
+        radius = float(np.median(true.distances[:, rank]))
+        found = index.within(x[:20], radius)
+        wanted = (true.distances <= radius).sum(axis=1)
+        got = np.array([len(keys) for keys in found.keys])
+        assert got.sum() >= 0.99 * wanted.sum()
+        assert (got <= wanted).all()
+        assert (found.distances[np.isfinite(found.distances)] <= radius).all()
+        assert (np.diff(found.distances[:, : int(got.min())], axis=1) >= 0).all()
+    assert [len(keys) for keys in index.within(x[:2], -1e9).keys] == [0, 0]
+    assert [len(keys) for keys in index.within(x[:2], 1e9, limit=7).keys] == [7, 7]
+    with pytest.raises(InvalidInput, match="radius must be"):
+        index.within(x[:2], float("nan"))
