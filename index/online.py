@@ -256,8 +256,8 @@ class OnlineIndex:
         """Those at a distance of at most `radius`, as distances are returned; the `limit` nearest if there are
         more.
 
-        The search widens from `ef` candidates until the farthest lies outside. Otherwise as `search`; raises
-        InvalidInput for a radius that is not a finite number, too.
+        The search widens from `ef` candidates until half of what it finds lies outside. Otherwise as `search`;
+        raises InvalidInput for a radius that is not a finite number, too.
         """
         for name, value in (("limit", limit), ("ef", ef)):
             if not 1 <= value <= MAX_K:

@@ -149,11 +149,12 @@ static int search_one(dl_index *ix, reader *r, uint64_t now, const dl_request *a
     return code;
 }
 
-/* All within the radius: as wide as it takes for the last one found to lie outside. */
+/* All within the radius: as wide as it takes for half of what is found to lie outside, so that what lies inside is found as surely
+ * as the nearest are by twice as many candidates. */
 static int search_radius(dl_index *ix, reader *r, uint64_t now, const dl_request *ask, const allowed *only, bool scanned, uint32_t *count)
 {
     uint64_t live = atomic_load(&ix->live);
-    for (uint32_t ef = ask->ef;; ef = 2 * ef < ask->k ? 2 * ef : ask->k) {
+    for (uint32_t ef = ask->ef;; ef *= 2) {
         dl_request wide = *ask;
         wide.k = ef;
         wide.rescore = ask->rescore ? ef : 0;
@@ -163,8 +164,8 @@ static int search_radius(dl_index *ix, reader *r, uint64_t now, const dl_request
         uint32_t inside = 0;
         while (inside < *count && r->picked[inside].distance <= ask->radius)
             inside++;
-        bool whole = inside < *count || *count < ef || *count >= live || ef >= ask->k;
-        *count = inside;
+        bool whole = 2 * inside <= *count || *count < ef || *count >= live || ef / 2 >= ask->k;
+        *count = inside < ask->k ? inside : ask->k;
         if (whole)
             return DL_OK;
     }

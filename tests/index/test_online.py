@@ -434,7 +434,7 @@ def test_within_a_radius_is_what_brute_force_finds(metric: str):
     true = index.exact(x[:20], 3000)
     for rank in (1, 10, 400):
         radius = float(np.median(true.distances[:, rank]))
-        found = index.within(x[:20], radius)
+        found = index.within(x[:20], radius, limit=3000)
         wanted = (true.distances <= radius).sum(axis=1)
         got = np.array([len(keys) for keys in found.keys])
         assert got.sum() >= 0.99 * wanted.sum()
