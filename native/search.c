@@ -120,6 +120,11 @@ static bool scan_pays(const dl_index *ix, const dl_request *ask, uint64_t permit
     return ask->allowed && permitted * permitted <= SCAN_GAIN * (uint64_t)ask->ef * ix->config.m * (live + 1);
 }
 
+static uint32_t slots_of(uint32_t words)
+{
+    return words < MAX_SLABS * (DL_SLAB / 64) ? words * 64 : MAX_SLABS * DL_SLAB;
+}
+
 static uint64_t bits_of(const allowed *only)
 {
     uint64_t count = 0;
@@ -164,7 +169,7 @@ static int search_radius(dl_index *ix, reader *r, uint64_t now, const dl_request
         while (inside < *count && r->picked[inside].distance <= ask->radius)
             inside++;
         bool whole = inside < *count || *count < ef || *count >= live || ef >= ask->k;
-        *count = inside;
+        *count = inside < ask->k ? inside : ask->k;
         if (whole)
             return DL_OK;
     }
@@ -180,7 +185,9 @@ int dl_search(dl_index *ix, const float *queries, uint32_t nq, const dl_request 
     bool bounded = ask.radius < INFINITY;
     if (ask.ef < ask.k && !bounded)
         ask.ef = ask.k;
-    allowed some = {ask.allowed, ask.allowed_words * 64};
+    if (ask.rescore && ask.rescore < ask.k)
+        ask.rescore = ask.k; /* a hit by its code and one by its raw vector are not compared */
+    allowed some = {ask.allowed, slots_of(ask.allowed_words)};
     const allowed *only = ask.allowed ? &some : NULL;
     bool scanned = only && scan_pays(ix, &ask, bits_of(only));
     writer w;
@@ -241,7 +248,7 @@ int dl_exact(dl_index *ix, const float *queries, uint32_t nq, uint32_t k, const 
     size_t dim = ix->config.dim;
     if (!k || k > 1u << 24 || !all_finite(queries, nq * dim))
         return DL_EINVAL;
-    allowed only = {bits, words * 64};
+    allowed only = {bits, slots_of(words)};
     writer w;
     uint64_t now;
     int code = hits_begin(&w, out, nq, k);
