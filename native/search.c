@@ -19,7 +19,7 @@ typedef struct {
 } writer;
 
 /* Where the arrays lie, 8-byte ones first. */
-static size_t lay_out(dl_hits *h)
+static void lay_out(dl_hits *h)
 {
     size_t n = (size_t)h->nq * h->k;
     h->rows = (uint64_t *)(void *)h->bytes;
@@ -28,14 +28,13 @@ static size_t lay_out(dl_hits *h)
     h->distances = (float *)(h->payload_offsets + n + 1);
     h->counts = (uint32_t *)(h->distances + n);
     h->frames = (uint8_t *)(h->counts + h->nq);
-    return n * (8 + 8 + 8 + 4 + 1) + 16 + 4 * (size_t)h->nq;
 }
 
 static int hits_begin(writer *w, dl_hits *h, uint32_t nq, uint32_t k)
 {
     *w = (writer){.hits = h};
     *h = (dl_hits){.nq = nq, .k = k};
-    h->size = lay_out(h);
+    h->size = (size_t)nq * k * (8 + 8 + 8 + 4 + 1) + 16 + 4 * (size_t)nq;
     h->bytes = dl_zalloc(h->size);
     if (!h->bytes)
         return DL_ENOMEM;
