@@ -153,7 +153,8 @@ static int search_one(dl_index *ix, reader *r, uint64_t now, const dl_request *a
     return code;
 }
 
-/* All within the radius: as wide as it takes for the last one found to lie outside. */
+/* All within the radius: as wide as it takes for a quarter of those found to lie outside. The walk ranks by five bits, so that with
+ * only the last one outside others within were not met yet (normal data, 6 dimensions, cosine, ef 50: 23% of them). */
 static int search_radius(dl_index *ix, reader *r, uint64_t now, const dl_request *ask, const allowed *only, bool scanned, uint32_t *count)
 {
     uint64_t live = atomic_load(&ix->live);
@@ -167,7 +168,7 @@ static int search_radius(dl_index *ix, reader *r, uint64_t now, const dl_request
         uint32_t inside = 0;
         while (inside < *count && r->picked[inside].distance <= ask->radius)
             inside++;
-        bool whole = inside < *count || *count < ef || *count >= live || ef >= ask->k;
+        bool whole = 4 * inside <= 3 * *count || *count < ef || *count >= live || ef >= ask->k;
         *count = inside < ask->k ? inside : ask->k;
         if (whole)
             return DL_OK;
