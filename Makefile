@@ -6,7 +6,7 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo build test lint bench sanitize clean
+.PHONY: help demo build test lint bench sanitize fuzz arm64 clean
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
@@ -27,6 +27,8 @@ help:
 	@echo "make bench   the benchmarks, one after the other"
 	@echo "make build   only the virtual environment, .venv, with driftline in it"
 	@echo "make sanitize  the C core under ASan, UBSan and TSan; SECONDS=... for each"
+	@echo "make fuzz    the loader and sequences of operations under libFuzzer; SECONDS=... for each"
+	@echo "make arm64   the kernels and the C core, cross-compiled, under qemu"
 	@echo "make clean   removes what make made in this directory"
 
 demo: build
@@ -80,6 +82,31 @@ sanitize:
 		echo "sanitize  $$kind, $(SECONDS) seconds"; \
 		$(CC) $(STRESS_FLAGS) -fsanitize=$$kind -fno-sanitize-recover=all $(STRESS) -o build/stress-$$kind -lm -lpthread; \
 		build/stress-$$kind $(SECONDS) $$RANDOM; done
+
+FUZZ_FLAGS := -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all
+
+fuzz:
+	@.ci/system clang
+	@for target in load operations; do \
+		echo "fuzz      $$target, $(SECONDS) seconds"; \
+		mkdir -p build/corpus-$$target; \
+		"$$(.ci/system --clang)" $(STRESS_FLAGS) $(FUZZ_FLAGS) tests/native/fuzz_$$target.c $(C_SOURCES) \
+			-o build/fuzz-$$target -lm -lpthread; \
+		build/fuzz-$$target -max_total_time=$(SECONDS) -max_len=1200 -len_control=0 -timeout=20 -verbosity=0 \
+			-artifact_prefix=build/ build/corpus-$$target; done
+
+# The whole core as arm64 has it: kernels against the scalar ones, then the stress program, whose threads qemu runs side by side.
+ARM64 := aarch64-linux-gnu-gcc -std=c11 -D_DEFAULT_SOURCE -O2 -Inative -static
+
+arm64:
+	@.ci/system arm64
+	@mkdir -p build
+	@echo "arm64     kernels"
+	@$(ARM64) $(wildcard native/kernels*.c) tests/native/kernels_check.c -o build/kernels-arm64 -lm
+	@qemu-aarch64 build/kernels-arm64
+	@echo "arm64     stress, $(SECONDS) seconds"
+	@$(ARM64) $(STRESS) -o build/stress-arm64 -lm -lpthread
+	@qemu-aarch64 build/stress-arm64 $(SECONDS) $$RANDOM
 
 clean:
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis native/_core.c native/*.so

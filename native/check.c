@@ -29,18 +29,20 @@ static bool linked(slot_state state)
 static int check_links(const dl_index *ix, uint32_t slot, uint32_t level, char *message, size_t size)
 {
     const _Atomic uint32_t *links = links_of(ix, slot, level);
-    uint32_t cap = link_cap(ix, level), slots = atomic_load(&ix->slot_count), to, other;
+    uint32_t cap = link_cap(ix, level), slots = atomic_load(&ix->slot_count), children = 0, to, other;
     for (uint32_t i = 0; link_at(links, cap, i, &to); i++) {
         REQUIRE(to < slots, "slot %u links to slot %u at level %u, which does not exist", slot, to, level);
         REQUIRE(to != slot, "slot %u links to itself at level %u", slot, level);
         REQUIRE(linked(state_of(ix, to)), "slot %u links to the free slot %u at level %u", slot, to, level);
         REQUIRE(level_of(ix, to) >= level, "slot %u links to slot %u at level %u, above its level", slot, to, level);
         bool marked = get(links + i) & TREE, mine = level == 0 && parent_of(ix, to) == slot;
+        children += marked;
         REQUIRE(marked == mine, "slot %u %s its edge to slot %u as the tree's", slot,
                 marked ? "marks" : "does not mark", to);
         for (uint32_t j = 0; j < i && link_at(links, cap, j, &other); j++)
             REQUIRE(other != to, "slot %u links to slot %u twice at level %u", slot, to, level);
     }
+    REQUIRE(children <= ix->config.m + 1, "slot %u has %u children", slot, children);
     return DL_OK;
 }
 
@@ -63,7 +65,7 @@ static int check_tree(const dl_index *ix, uint32_t slot, char *message, size_t s
         REQUIRE(parent == NONE, "the entry point %u has a parent", slot);
         return DL_OK;
     }
-    REQUIRE(parent < atomic_load(&ix->slot_count), "live slot %u has no parent", slot);
+    REQUIRE(parent < atomic_load(&ix->slot_count), "slot %u has no parent", slot);
     REQUIRE(has_link(ix, parent, slot, 0), "slot %u has no edge from its parent %u", slot, parent);
     REQUIRE(reaches_root(ix, slot), "the ancestors of slot %u do not end at the entry point", slot);
     return DL_OK;
@@ -107,11 +109,11 @@ int check_structure(dl_index *ix, char *message, size_t size)
         if (code == DL_OK && entry != NONE)
             REQUIRE(level_of(ix, slot) <= level_of(ix, entry) || state != SLOT_LIVE || state_of(ix, entry) != SLOT_LIVE,
                     "slot %u stands above the entry point", slot);
+        if (code == DL_OK && (state == SLOT_LIVE || (state == SLOT_DEAD && parent_of(ix, slot) != NO_PARENT)))
+            code = check_tree(ix, slot, message, size);
         if (code == DL_OK && state == SLOT_LIVE) {
             live++;
             code = check_key(ix, slot, message, size);
-            if (code == DL_OK)
-                code = check_tree(ix, slot, message, size);
         }
         if (code != DL_OK)
             return code;

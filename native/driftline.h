@@ -73,7 +73,7 @@ typedef struct {
 typedef struct {
     uint32_t k;               /* hits at most */
     uint32_t ef;              /* candidates; raised to k */
-    uint32_t rescore;         /* how many of the best are measured on raw vectors; 0: none */
+    uint32_t rescore;         /* how many of the best are measured on raw vectors, raised to k; 0: none */
     float radius;             /* hits within it, `ef` growing as far as k; INFINITY: the k nearest */
     const uint64_t *allowed;  /* slots that may be returned, a bit each; NULL: all */
     uint32_t allowed_words;   /* slots beyond them are not allowed */

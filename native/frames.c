@@ -8,6 +8,14 @@ frame *frame_of(const dl_index *ix, uint32_t id)
     return atomic_load_explicit(&ix->frames[id], memory_order_acquire);
 }
 
+uint32_t float_frame(const dl_index *ix)
+{
+    for (uint32_t id = 0; id < DL_FRAMES; id++)
+        if (frame_of(ix, id) && frame_of(ix, id)->is_float)
+            return id;
+    return NONE;
+}
+
 static frame *frame_new(uint32_t dim, const dl_tile *tile)
 {
     size_t floats = tile ? 3 * (size_t)dim * sizeof(float) : 0, counts = tile ? 16 * (size_t)dim * sizeof(int64_t) : 0;
@@ -78,12 +86,16 @@ int dl_frame_open(dl_index *ix, uint32_t id, const dl_tile *tile)
     return taken ? DL_EBUSY : DL_OK;
 }
 
-/* A float frame stays while a float block stands, even an empty one: whatever is written there next is floats. */
+/* A float frame stays while a float block stands, even an empty one: whatever is written there next is floats. Any frame stays
+ * while a reader may hold a block that was replaced, whose rows name it. */
 int dl_frame_close(dl_index *ix, uint32_t id)
 {
     take_structure(ix);
+    retired_sweep(ix);
     frame *f = id < DL_FRAMES ? frame_of(ix, id) : NULL;
     int code = !f ? DL_EINVAL : f->rows || id == ix->write_frame ? DL_EBUSY : DL_OK;
+    for (const retired *item = ix->retired; code == DL_OK && item; item = item->next)
+        code = item->is_frame ? DL_OK : DL_EBUSY;
     for (uint32_t s = 0; code == DL_OK && f->is_float && s < atomic_load(&ix->slab_count); s++)
         if (atomic_load(&ix->slabs[s])->block->is_float)
             code = DL_EBUSY;
@@ -98,9 +110,10 @@ int dl_frame_close(dl_index *ix, uint32_t id)
 int dl_frame_write(dl_index *ix, uint32_t id)
 {
     take_structure(ix);
+    const frame *old = frame_of(ix, ix->write_frame);
     int code = id < DL_FRAMES && frame_of(ix, id) ? DL_OK : DL_EINVAL;
     /* a tile block cannot take floats: there is no way back */
-    if (code == DL_OK && frame_of(ix, id)->is_float && !frame_of(ix, ix->write_frame)->is_float)
+    if (code == DL_OK && frame_of(ix, id)->is_float && old && !old->is_float)
         code = DL_EINVAL;
     if (code == DL_OK)
         ix->write_frame = id;
@@ -164,8 +177,9 @@ static void count_slab(dl_index *ix, uint32_t number, int sign, uint8_t *codes)
     }
 }
 
-/* Encode beside everybody else what stands still, then alone what moved meanwhile, and publish. */
-static void reencode(dl_index *ix, uint32_t number, uint32_t id, block *to, copying *c)
+/* Encode beside everybody else what stands still, then alone what moved meanwhile, and publish. The reader's pin keeps the raw
+ * vectors attached. */
+static void reencode(dl_index *ix, reader *r, uint32_t number, uint32_t id, block *to, copying *c)
 {
     slab *s = atomic_load(&ix->slabs[number]);
     for (uint32_t i = 0; i < DL_SLAB; i++) {
@@ -175,6 +189,7 @@ static void reencode(dl_index *ix, uint32_t number, uint32_t id, block *to, copy
         to_plain(ix, raw_of(ix, c->row[i]), c->plain);
         block_put(ix, to, i, id, c->plain, c->turned, c->codes);
     }
+    reader_leave(r);
     take_structure(ix);
     block *from = s->block;
     for (uint32_t i = 0; i < DL_SLAB; i++) {
@@ -203,12 +218,16 @@ int dl_reencode(dl_index *ix, uint32_t number, uint32_t id)
     size_t dim = ix->config.dim;
     copying *c = dl_zalloc(sizeof *c + dim * 2 * sizeof(float) + ix->padded);
     block *to = c ? block_new(ix, false) : NULL;
-    if (to) {
+    uint64_t now;
+    reader *r = to ? reader_enter(ix, &now) : NULL;
+    if (r) {
         c->plain = (float *)(c + 1);
         c->turned = c->plain + dim;
         c->codes = (uint8_t *)(c->turned + dim);
-        reencode(ix, number, id, to, c);
+        reencode(ix, r, number, id, to, c);
+    } else {
+        block_free(ix, to);
     }
     free(c);
-    return to ? DL_OK : DL_ENOMEM;
+    return r ? DL_OK : DL_ENOMEM;
 }

@@ -228,6 +228,8 @@ static void undo(dl_index *ix, uint32_t slot)
 static int insert_item(dl_index *ix, reader *r, const item *new, bool alone, uint32_t *out)
 {
     uint32_t slot = NONE;
+    if (!row_exists(ix, new->row))
+        return DL_EINVAL;
     record *made = record_new(ix, new);
     if (!made)
         return DL_ENOMEM;
@@ -235,10 +237,7 @@ static int insert_item(dl_index *ix, reader *r, const item *new, bool alone, uin
     int code = reserve(ix, &slot);
     block *b = code == DL_OK ? slab_of(ix, slot)->block : NULL;
     /* a float block is written in floats until it is re-encoded, whatever the write frame is by now */
-    uint32_t id = ix->write_frame;
-    for (uint32_t f = 0; b && b->is_float && f < DL_FRAMES; f++)
-        if (frame_of(ix, f) && frame_of(ix, f)->is_float)
-            id = f;
+    uint32_t id = b && b->is_float ? float_frame(ix) : ix->write_frame;
     if (code == DL_OK)
         frame_of(ix, id)->rows++;
     pthread_mutex_unlock(&ix->commit);
@@ -271,12 +270,10 @@ static int insert_item(dl_index *ix, reader *r, const item *new, bool alone, uin
 static int upsert_one(dl_index *ix, reader *r, item *new, uint32_t *slot)
 {
     new->hash = key_hash(new->key, new->key_size);
-    new->level = level_draw(ix);
     int code = ALONE_NEEDED;
     share_structure(ix);
-    if (frame_of(ix, ix->write_frame) == NULL || !row_exists(ix, new->row))
-        code = DL_EINVAL;
-    else if (get(&ix->entry) != NONE && new->level <= level_of(ix, get(&ix->entry)))
+    new->level = level_draw(ix); /* counted with the structure shared: saving reads the count */
+    if (get(&ix->entry) != NONE && new->level <= level_of(ix, get(&ix->entry)))
         code = insert_item(ix, r, new, false, slot);
     unshare_structure(ix);
     if (code == ALONE_NEEDED) {

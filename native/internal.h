@@ -400,6 +400,7 @@ void block_put(const dl_index *ix, block *b, uint32_t i, uint32_t frame_id, cons
 void block_codes(const dl_index *ix, const block *b, uint32_t i, uint8_t *codes);
 void count_codes(dl_index *ix, uint32_t slot, int sign, uint8_t *codes);
 frame *frame_of(const dl_index *ix, uint32_t id);
+uint32_t float_frame(const dl_index *ix); /* the float frame's number, or NONE */
 void to_plain(const dl_index *ix, const float *x, float *plain);
 
 /* pages.c */
@@ -475,6 +476,7 @@ bool row_exists(const dl_index *ix, uint64_t row);
 uint32_t parent_of(const dl_index *ix, uint32_t slot);
 void set_parent(dl_index *ix, uint32_t slot, uint32_t parent);
 void adopt(dl_index *ix, reader *r, uint32_t child, const near *candidates, uint32_t count, bool loose);
+void hold(dl_index *ix, reader *r, uint32_t from, uint32_t to);
 void let_go(dl_index *ix, uint32_t from, uint32_t to);
 void reroot(dl_index *ix, reader *r, uint32_t root);
 bool reaches_root(const dl_index *ix, uint32_t slot);

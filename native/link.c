@@ -82,10 +82,16 @@ void link_back(dl_index *ix, reader *r, uint32_t from, near to, uint32_t level)
     unlock_slot(ix, from);
 }
 
-/* The first node, or the first after the last one went. The structure is held alone. */
-static void become_root(dl_index *ix, uint32_t slot)
+/* The first node, or the first after the last live one went; what is dead and still linked hangs below it. The structure is held
+ * alone. */
+static void become_root(dl_index *ix, reader *r, uint32_t slot)
 {
+    uint32_t old = get(&ix->entry);
     set_parent(ix, slot, NONE);
+    if (old != NONE) {
+        hold(ix, r, slot, old);
+        set_parent(ix, old, slot);
+    }
     atomic_store(&ix->entry, slot);
 }
 
@@ -97,7 +103,7 @@ int insert_node(dl_index *ix, reader *r, uint32_t slot, bool alone)
 {
     uint32_t entry = get(&ix->entry), level = level_of(ix, slot);
     if (entry == NONE) {
-        become_root(ix, slot);
+        become_root(ix, r, slot);
         return DL_OK;
     }
     near chosen[MAX_LEVEL + 1][128 + 64];
@@ -127,7 +133,7 @@ int insert_node(dl_index *ix, reader *r, uint32_t slot, bool alone)
     if (!count) { /* nothing live is left to link to */
         if (!alone)
             return 1;
-        become_root(ix, slot);
+        become_root(ix, r, slot);
         return DL_OK;
     }
     for (uint32_t l = 0; l <= lowest; l++)

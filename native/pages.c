@@ -23,6 +23,12 @@ struct chunk {
     size_t mapped;
 };
 
+#if defined(__has_feature) /* clang */
+#if __has_feature(address_sanitizer) && !defined(__SANITIZE_ADDRESS__)
+#define __SANITIZE_ADDRESS__ 1
+#endif
+#endif
+
 #if defined(__SANITIZE_ADDRESS__)
 /* Each piece by itself, so that the sanitizer sees where it ends. */
 void *pages_take(dl_index *ix, size_t bytes)

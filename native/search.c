@@ -19,7 +19,7 @@ typedef struct {
 } writer;
 
 /* Where the arrays lie, 8-byte ones first. */
-static size_t lay_out(dl_hits *h)
+static void lay_out(dl_hits *h)
 {
     size_t n = (size_t)h->nq * h->k;
     h->rows = (uint64_t *)(void *)h->bytes;
@@ -28,14 +28,13 @@ static size_t lay_out(dl_hits *h)
     h->distances = (float *)(h->payload_offsets + n + 1);
     h->counts = (uint32_t *)(h->distances + n);
     h->frames = (uint8_t *)(h->counts + h->nq);
-    return n * (8 + 8 + 8 + 4 + 1) + 16 + 4 * (size_t)h->nq;
 }
 
 static int hits_begin(writer *w, dl_hits *h, uint32_t nq, uint32_t k)
 {
     *w = (writer){.hits = h};
     *h = (dl_hits){.nq = nq, .k = k};
-    h->size = lay_out(h);
+    h->size = (size_t)nq * k * (8 + 8 + 8 + 4 + 1) + 16 + 4 * (size_t)nq;
     h->bytes = dl_zalloc(h->size);
     if (!h->bytes)
         return DL_ENOMEM;
@@ -120,6 +119,11 @@ static bool scan_pays(const dl_index *ix, const dl_request *ask, uint64_t permit
     return ask->allowed && permitted * permitted <= SCAN_GAIN * (uint64_t)ask->ef * ix->config.m * (live + 1);
 }
 
+static uint32_t slots_of(uint32_t words)
+{
+    return words < MAX_SLABS * (DL_SLAB / 64) ? words * 64 : MAX_SLABS * DL_SLAB;
+}
+
 static uint64_t bits_of(const allowed *only)
 {
     uint64_t count = 0;
@@ -181,7 +185,9 @@ int dl_search(dl_index *ix, const float *queries, uint32_t nq, const dl_request 
     bool bounded = ask.radius < INFINITY;
     if (ask.ef < ask.k && !bounded)
         ask.ef = ask.k;
-    allowed some = {ask.allowed, ask.allowed_words * 64};
+    if (ask.rescore && ask.rescore < ask.k)
+        ask.rescore = ask.k; /* a hit by its code and one by its raw vector are not compared */
+    allowed some = {ask.allowed, slots_of(ask.allowed_words)};
     const allowed *only = ask.allowed ? &some : NULL;
     bool scanned = only && scan_pays(ix, &ask, bits_of(only));
     writer w;
@@ -242,7 +248,7 @@ int dl_exact(dl_index *ix, const float *queries, uint32_t nq, uint32_t k, const 
     size_t dim = ix->config.dim;
     if (!k || k > 1u << 24 || !all_finite(queries, nq * dim))
         return DL_EINVAL;
-    allowed only = {bits, words * 64};
+    allowed only = {bits, slots_of(words)};
     writer w;
     uint64_t now;
     int code = hits_begin(&w, out, nq, k);

@@ -226,10 +226,7 @@ static int load_code(dl_index *ix, slab *s, uint32_t slot, source *in)
         if (!row)
             return DL_ECORRUPT;
         memcpy(h + 1, row, dim * sizeof(float));
-        for (size_t d = 0; d < dim; d++)
-            if (!isfinite(((const float *)(h + 1))[d]))
-                return DL_ECORRUPT;
-        return DL_OK;
+        return all_finite((const float *)(h + 1), dim) ? DL_OK : DL_ECORRUPT;
     }
     const uint8_t *norms = take(in, 10), *routing = take(in, ix->padded / 8 * 5), *lows = take(in, ix->low_bytes);
     if (!lows)
@@ -280,7 +277,7 @@ int dl_load_slab(dl_index *ix, uint32_t number, uint64_t version, const uint8_t 
     const uint8_t *magic = take(&in, 4);
     uint32_t named = take32(&in), used = take32(&in), is_float = take32(&in);
     if (!magic || memcmp(magic, SLAB_HEAD, 4) || in.failed || named != number ||
-        number != atomic_load(&ix->slab_count) || used > DL_SLAB || is_float > 1 || !frame_of(ix, ix->write_frame))
+        number != atomic_load(&ix->slab_count) || used > DL_SLAB || is_float > 1 || (is_float && float_frame(ix) == NONE) || !frame_of(ix, ix->write_frame))
         return DL_ECORRUPT;
     int code = slab_add(ix);
     if (code != DL_OK)

@@ -29,7 +29,7 @@ bool reaches_root(const dl_index *ix, uint32_t slot)
 }
 
 /* Make sure of the edge and mark it; if the list is full, the farthest edge that is not the tree's gives way. */
-static void hold(dl_index *ix, reader *r, uint32_t from, uint32_t to)
+void hold(dl_index *ix, reader *r, uint32_t from, uint32_t to)
 {
     _Atomic uint32_t *links = links_of(ix, from, 0);
     uint32_t cap = link_cap(ix, 0), slot, at = 0, victim = NONE;
@@ -60,6 +60,7 @@ void let_go(dl_index *ix, uint32_t from, uint32_t to)
 {
     _Atomic uint32_t *links = links_of(ix, from, 0);
     uint32_t slot;
+    touch(ix, from);
     for (uint32_t i = 0; link_at(links, link_cap(ix, 0), i, &slot); i++)
         if (slot == to)
             put(links + i, to);

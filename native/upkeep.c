@@ -53,6 +53,7 @@ static void adopt_orphans(dl_index *ix, reader *r, uint32_t dead)
             candidates[known++].slot = slot;
         for (uint32_t j = 0; link_at(links, ix->links0, j, &slot); j++)
             candidates[known++].slot = slot;
+        let_go(ix, dead, child);
         adopt(ix, r, child, candidates, known, true);
     }
 }
@@ -95,7 +96,7 @@ static int start_round(dl_index *ix, reader *r, bool eager)
         uint32_t parent = parent_of(ix, ix->round[i]);
         if (parent < NO_PARENT)
             let_go(ix, parent, ix->round[i]); /* room for another child */
-        set_parent(ix, ix->round[i], NONE);
+        set_parent(ix, ix->round[i], NO_PARENT);
     }
     for (size_t i = 0; i < ready; i++)
         adopt_orphans(ix, r, ix->round[i]);

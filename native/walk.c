@@ -93,7 +93,7 @@ void near_sort(near *items, size_t n)
 
 int picked_reserve(reader *r, size_t n)
 {
-    if (n <= r->picked_size)
+    if (r->picked && n <= r->picked_size)
         return DL_OK;
     near *items = dl_grow(r->picked, n * sizeof *items);
     if (!items)
@@ -428,7 +428,8 @@ int found(reader *r, uint32_t *count)
     int code = picked_reserve(r, *count);
     if (code != DL_OK)
         return code;
-    memcpy(r->picked, pooled ? r->pool : r->results.items, *count * sizeof(near));
+    if (*count)
+        memcpy(r->picked, pooled ? r->pool : r->results.items, *count * sizeof(near));
     for (uint32_t i = 0; i < *count; i++)
         r->picked[i].slot &= ~EXPANDED;
     if (!pooled)

@@ -1,4 +1,5 @@
-/* The core under a sanitizer: one writer that upserts, deletes, repairs, re-encodes and saves, and readers beside it.
+/* The core under a sanitizer: two writers side by side on keys of their own and on shared ones, one thread that repairs,
+ * re-encodes, changes frames and saves, two that read, and the oracle every now and then.
  * Usage: stress SECONDS SEED. Exits 0 if every answer and every check was right. */
 #include <math.h>
 #include <pthread.h>
@@ -10,100 +11,232 @@
 
 #include "driftline.h"
 
-enum { DIM = 20, KEYS = 1500, ROWS = 1 << 16, READERS = 2 };
+/* Keys 0..STILL-1 are written once; those below KEPT are replaced and never deleted; behind them each writer has OWN keys; the rest
+ * are shared. */
+enum { DIM = 20, ROWS = 1 << 16, STILL = 10, KEPT = 40, OWN = 250, SHARED = 300, WRITERS = 2, READERS = 2, BATCH = 16 };
+enum { KEYS = KEPT + WRITERS * OWN + SHARED, ALL = 1000 /* candidates: more than are ever live, and kept in the sorted pool */, ATTEMPTS = 4 };
 
 static float *rows;
 static dl_index *ix;
+static uint32_t still_slots[STILL];
 static _Atomic int stop, failures;
-static _Atomic long searches;
+static _Atomic long searches, writes, rounds;
+static _Atomic uint64_t next_row;
+static const dl_config config = {DIM, DL_L2, 5, 24, 7, 9};
 
-static uint64_t state;
-
-static uint32_t draw(uint32_t below)
+static uint32_t draw(uint64_t *state, uint32_t below)
 {
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)(state >> 33) % below;
+    *state = *state * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(*state >> 33) % below;
 }
 
-static void expect(int good, const char *what)
+static int expect(int good, const char *what)
 {
-    if (!good) {
+    if (!good && !atomic_exchange(&failures, 1))
         fprintf(stderr, "wrong: %s\n", what);
-        atomic_store(&failures, 1);
+    return good;
+}
+
+/* ---- reading ---- */
+
+static uint32_t key_at(const dl_hits *hits, uint64_t at)
+{
+    uint32_t key;
+    memcpy(&key, hits->keys + hits->key_offsets[at], sizeof key);
+    return key;
+}
+
+/* Distances ascend and lie within the radius, and no key comes twice. */
+static void expect_sound(const dl_hits *hits, const dl_request *ask)
+{
+    uint8_t met[KEYS] = {0};
+    expect(hits->counts[0] <= ask->k, "at most k");
+    for (uint32_t j = 0; j < hits->counts[0]; j++) {
+        expect(!j || hits->distances[j - 1] <= hits->distances[j], "distances ascend");
+        expect(hits->distances[j] <= ask->radius, "within the radius");
+        expect(!met[key_at(hits, j)]++, "no key twice");
     }
 }
 
-/* A search's keys are distinct and its distances ascend. Keys 0..9 are never deleted, only replaced: they are found. */
+static uint32_t count_still(const dl_hits *hits)
+{
+    uint32_t count = 0;
+    for (uint32_t j = 0; j < hits->counts[0]; j++)
+        count += key_at(hits, j) < STILL;
+    return count;
+}
+
+static void ask_once(uint64_t *state)
+{
+    static const uint32_t some_words = 64;
+    uint64_t bits[64] = {0};
+    dl_request ask = {.k = 10, .ef = 50, .rescore = 20, .radius = INFINITY};
+    uint32_t kind = draw(state, 6);
+    switch (kind) {
+    case 0: /* everything that is live */
+        ask.k = ask.ef = ALL + draw(state, 2) * ALL;
+        break;
+    case 1: /* what is written once, by its slots */
+        for (uint32_t i = 0; i < STILL; i++)
+            bits[still_slots[i] / 64] |= 1ull << still_slots[i] % 64;
+        break;
+    case 2:
+        for (uint32_t i = 0; i < some_words; i++)
+            bits[i] = 0x0101010101010101u * draw(state, 256);
+        break;
+    case 3:
+        ask.k = 100;
+        ask.ef = 1 + draw(state, 200);
+        ask.radius = (float)draw(state, 20);
+        break;
+    default:
+        ask.rescore = draw(state, 2) * 20;
+    }
+    if (kind == 1 || kind == 2) {
+        ask.allowed = bits;
+        ask.allowed_words = some_words;
+    }
+    const float *query = rows + (size_t)draw(state, ROWS) * DIM;
+    int found = 0;
+    /* upkeep moves subtrees and closes up lists beside a walk, which may miss one edge by that (3 of 16,000 here) */
+    for (int attempt = 0; !found && attempt < ATTEMPTS; attempt++) {
+        dl_hits hits;
+        if (!expect(dl_search(ix, query, 1, &ask, &hits) == DL_OK, "search"))
+            return;
+        expect_sound(&hits, &ask);
+        found = kind > 1 || count_still(&hits) == STILL;
+        expect(kind != 1 || (found && hits.counts[0] == STILL), "the allowed and nothing else");
+        dl_hits_free(&hits);
+    }
+    expect(found, "what is never touched is found among all");
+}
+
+static void get_once(uint64_t *state)
+{
+    uint32_t key = draw(state, KEPT);
+    uint64_t offsets[2] = {0, sizeof key};
+    float vector[DIM];
+    dl_hits hits;
+    if (expect(dl_get(ix, 1, (uint8_t *)&key, offsets, vector, &hits) == DL_OK, "get")) {
+        expect(hits.counts[0] == 1 && !memcmp(vector, rows + hits.rows[0] * DIM, sizeof vector), "a kept key is there");
+        dl_hits_free(&hits);
+    }
+}
+
+static void read_slab(uint64_t *state)
+{
+    static _Thread_local uint32_t slots[DL_SLAB];
+    dl_hits hits;
+    if (expect(dl_scan(ix, draw(state, dl_slabs(ix)), slots, &hits) == DL_OK, "scan"))
+        dl_hits_free(&hits);
+    if (expect(dl_exact(ix, rows, 1, 5, NULL, 0, &hits) == DL_OK, "exact")) {
+        expect(hits.counts[0] == 5, "exact finds k");
+        dl_hits_free(&hits);
+    }
+}
+
 static void *read_on(void *argument)
 {
-    uint32_t seed = *(uint32_t *)argument;
-    while (!atomic_load(&stop)) {
-        seed = seed * 747796405u + 1;
-        dl_hits hits;
-        const float *query = rows + (size_t)(seed % ROWS) * DIM;
-        dl_request ask = {.k = 10, .ef = 50, .rescore = 20, .radius = INFINITY};
-        expect(dl_search(ix, query, 1, &ask, &hits) == DL_OK, "search");
-        for (uint32_t j = 1; j < hits.counts[0]; j++) {
-            expect(hits.distances[j - 1] <= hits.distances[j], "ascending");
-            for (uint32_t i = 0; i < j; i++)
-                expect(memcmp(hits.keys + hits.key_offsets[i], hits.keys + hits.key_offsets[j], 4) != 0, "distinct keys");
-        }
-        dl_hits_free(&hits);
-        uint32_t key = seed % 10;
-        uint64_t offsets[2] = {0, 4};
-        expect(dl_get(ix, 1, (uint8_t *)&key, offsets, NULL, &hits) == DL_OK && hits.counts[0] == 1, "get");
-        dl_hits_free(&hits);
-        atomic_fetch_add(&searches, 1);
+    uint64_t state = *(uint64_t *)argument;
+    for (; !atomic_load(&stop); atomic_fetch_add(&searches, 1)) {
+        ask_once(&state);
+        get_once(&state);
+        if (draw(&state, 50) == 0)
+            read_slab(&state);
     }
     return NULL;
 }
 
-static void write_some(uint64_t *row)
+/* ---- writing ---- */
+
+typedef struct {
+    uint64_t state;
+    uint32_t number;
+    uint64_t own[OWN]; /* the row of each key of its own; UINT64_MAX: deleted */
+} writer;
+
+static uint32_t pick_key(writer *w, int deletes)
 {
-    uint32_t keys[32];
-    uint64_t offsets[33] = {0}, ids[32], deleted;
-    uint32_t n = 1 + draw(32);
-    for (uint32_t i = 0; i < n; i++) {
-        keys[i] = draw(KEYS);
-        offsets[i + 1] = 4 * (i + 1);
-        ids[i] = (*row + i) % ROWS;
-    }
-    switch (draw(8)) {
-    case 0:
-        for (uint32_t i = 0; i < n; i++)
-            keys[i] = 10 + keys[i] % (KEYS - 10);
-        expect(dl_delete(ix, n, (uint8_t *)keys, offsets, &deleted) == DL_OK, "delete");
-        break;
-    case 1:
-        expect(dl_reencode(ix, draw(dl_slabs(ix)), 1 + draw(2)) == DL_OK, "reencode");
-        break;
-    case 2: {
-        uint8_t *bytes;
-        size_t size;
-        dl_lock(ix);
-        expect(dl_save_slab(ix, draw(dl_slabs(ix)), &bytes, &size) == DL_OK, "save");
-        dl_unlock(ix);
-        dl_free(bytes);
-        break;
-    }
-    default:
-        /* contiguous rows, as a batch has them */
-        if (*row % ROWS + n > ROWS)
-            *row += ROWS - *row % ROWS;
-        for (uint32_t i = 0; i < n; i++)
-            ids[i] = (*row + i) % ROWS;
-        expect(dl_upsert(ix, n, (uint8_t *)keys, offsets, NULL, NULL, rows + (*row % ROWS) * DIM, ids, NULL) == DL_OK, "upsert");
-        *row += n;
-    }
-    int more;
-    expect(dl_upkeep(ix, draw(4) == 0, &more) == DL_OK, "upkeep");
+    uint32_t kind = draw(&w->state, 8);
+    if (kind == 0 && !deletes)
+        return STILL + draw(&w->state, KEPT - STILL);
+    if (kind < 4)
+        return KEPT + w->number * OWN + draw(&w->state, OWN);
+    return KEPT + WRITERS * OWN + draw(&w->state, SHARED);
 }
 
-static void open_tile(uint32_t frame, float scale)
+static void note(writer *w, uint32_t key, uint64_t row)
+{
+    uint32_t first = KEPT + w->number * OWN;
+    if (key >= first && key < first + OWN)
+        w->own[key - first] = row;
+}
+
+static void upsert(writer *w, uint32_t n)
+{
+    uint32_t keys[BATCH];
+    uint64_t offsets[BATCH + 1] = {0}, ids[BATCH], first = atomic_fetch_add(&next_row, BATCH) % ROWS;
+    for (uint32_t i = 0; i < n; i++) {
+        keys[i] = pick_key(w, 0);
+        offsets[i + 1] = (i + 1) * sizeof *keys;
+        ids[i] = first + i;
+        note(w, keys[i], ids[i]);
+    }
+    expect(dl_upsert(ix, n, (uint8_t *)keys, offsets, NULL, NULL, rows + first * DIM, ids, NULL) == DL_OK, "upsert");
+}
+
+static void delete(writer *w, uint32_t n)
+{
+    uint32_t keys[BATCH];
+    uint64_t offsets[BATCH + 1] = {0}, deleted;
+    for (uint32_t i = 0; i < n; i++) {
+        keys[i] = pick_key(w, 1);
+        offsets[i + 1] = (i + 1) * sizeof *keys;
+        note(w, keys[i], UINT64_MAX);
+    }
+    expect(dl_delete(ix, n, (uint8_t *)keys, offsets, &deleted) == DL_OK && deleted <= n, "delete");
+}
+
+/* A writer sees what it wrote itself. */
+static void expect_own(const writer *w)
+{
+    uint32_t keys[OWN];
+    uint64_t offsets[OWN + 1] = {0};
+    for (uint32_t i = 0; i < OWN; i++) {
+        keys[i] = KEPT + w->number * OWN + i;
+        offsets[i + 1] = (i + 1) * sizeof *keys;
+    }
+    dl_hits hits;
+    if (!expect(dl_get(ix, OWN, (uint8_t *)keys, offsets, NULL, &hits) == DL_OK, "get one's own"))
+        return;
+    for (uint32_t i = 0; i < OWN; i++)
+        expect(hits.rows[i] == w->own[i], "a writer reads what it wrote");
+    dl_hits_free(&hits);
+}
+
+static void *write_on(void *argument)
+{
+    writer *w = argument;
+    for (; !atomic_load(&stop); atomic_fetch_add(&writes, 1)) {
+        uint32_t n = 1 + draw(&w->state, BATCH);
+        if (draw(&w->state, 3))
+            upsert(w, n);
+        else
+            delete(w, n);
+        if (draw(&w->state, 40) == 0)
+            expect_own(w);
+    }
+    expect_own(w);
+    return NULL;
+}
+
+/* ---- upkeep ---- */
+
+static void open_tile(dl_index *to, uint32_t frame)
 {
     float mean[DIM] = {0}, scales[DIM], edges[255], table8[256], table5[32];
     for (int d = 0; d < DIM; d++)
-        scales[d] = scale;
+        scales[d] = 0.5f + 0.5f * (float)frame;
     for (int c = 0; c < 256; c++)
         table8[c] = (float)(c - 127.5) / 40;
     for (int c = 0; c < 255; c++)
@@ -111,50 +244,144 @@ static void open_tile(uint32_t frame, float scale)
     for (int c = 0; c < 32; c++)
         table5[c] = (table8[8 * c + 3] + table8[8 * c + 4]) / 2;
     dl_tile tile = {mean, scales, edges, table8, table5, 1};
-    expect(dl_frame_open(ix, frame, &tile) == DL_OK, "open frame");
+    expect(dl_frame_open(to, frame, &tile) == DL_OK, "open frame");
+}
+
+static dl_index *open_index(void)
+{
+    dl_index *made = NULL;
+    expect(dl_open(&config, &made) == DL_OK, "open");
+    expect(dl_attach(made, 0, rows, ROWS) == DL_OK, "attach");
+    expect(dl_frame_open(made, 0, NULL) == DL_OK, "open floats");
+    open_tile(made, 1);
+    open_tile(made, 2);
+    return made;
+}
+
+/* What is saved at any moment, in the middle of a round too, loads. Slabs whose version stands are not saved again. */
+enum { MOST_SLABS = 16 };
+static struct {
+    uint64_t version;
+    uint8_t *bytes;
+    size_t size;
+} saved[MOST_SLABS];
+
+static void save_and_load(void)
+{
+    uint8_t *head = NULL;
+    size_t head_size = 0;
+    char message[256];
+    dl_lock(ix);
+    uint32_t slabs = dl_slabs(ix);
+    expect(slabs <= MOST_SLABS && dl_save_head(ix, &head, &head_size) == DL_OK, "save the head");
+    for (uint32_t i = 0; i < slabs; i++) {
+        if (saved[i].bytes && saved[i].version == dl_version(ix, i))
+            continue;
+        dl_free(saved[i].bytes);
+        saved[i].version = dl_version(ix, i);
+        expect(dl_save_slab(ix, i, &saved[i].bytes, &saved[i].size) == DL_OK, "save a slab");
+    }
+    dl_unlock(ix);
+    dl_index *copy = open_index();
+    expect(dl_frame_write(copy, 1) == DL_OK, "write in tiles");
+    for (uint32_t i = 0; i < slabs; i++)
+        expect(dl_load_slab(copy, i, saved[i].version, saved[i].bytes, saved[i].size) == DL_OK, "load a slab");
+    expect(dl_load_head(copy, head, head_size, message, sizeof message) == DL_OK, message);
+    expect(dl_check(copy, 1, message, sizeof message) == DL_OK, message);
+    for (int more = 1; more;)
+        expect(dl_upkeep(copy, 1, &more) == DL_OK, "upkeep of what was loaded");
+    expect(dl_check(copy, 1, message, sizeof message) == DL_OK, message);
+    dl_close(copy);
+    dl_free(head);
+}
+
+/* Write in the other frame, move all to it, and close and open the one that is left, once no reader is in the way. */
+static void change_frames(uint32_t *frame)
+{
+    uint32_t old = *frame;
+    *frame = 3 - old;
+    expect(dl_frame_write(ix, *frame) == DL_OK, "write frame");
+    for (uint32_t i = 0; i < dl_slabs(ix); i++)
+        expect(dl_reencode(ix, i, *frame) == DL_OK, "reencode all");
+    int code = dl_frame_close(ix, old);
+    expect(code == DL_OK || code == DL_EBUSY, "close frame");
+    if (code == DL_OK)
+        open_tile(ix, old);
+}
+
+static void *keep_up(void *argument)
+{
+    uint64_t state = *(uint64_t *)argument;
+    uint32_t frame = 1;
+    for (; !atomic_load(&stop); atomic_fetch_add(&rounds, 1)) {
+        int more;
+        expect(dl_upkeep(ix, draw(&state, 4) == 0, &more) == DL_OK, "upkeep");
+        switch (draw(&state, 60)) {
+        case 0: save_and_load(); break;
+        case 1: change_frames(&frame); break;
+        case 2: expect(dl_reencode(ix, draw(&state, dl_slabs(ix)), 1 + draw(&state, 2)) == DL_OK, "reencode"); break;
+        case 3: expect(dl_detach(ix, 0) == DL_EBUSY, "detach what is in use"); break;
+        default: break;
+        }
+    }
+    return NULL;
+}
+
+/* ---- all together ---- */
+
+static void first_keys(void)
+{
+    for (uint32_t key = 0; key < KEPT; key++) {
+        uint64_t offsets[2] = {0, sizeof key}, id = atomic_fetch_add(&next_row, 1);
+        uint32_t slot;
+        expect(dl_upsert(ix, 1, (uint8_t *)&key, offsets, NULL, NULL, rows + id * DIM, &id, &slot) == DL_OK, "first upsert");
+        if (key < STILL)
+            still_slots[key] = slot;
+    }
 }
 
 int main(int argc, char **argv)
 {
     double seconds = argc > 1 ? atof(argv[1]) : 5;
-    state = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
+    uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
     rows = malloc(sizeof(float) * ROWS * DIM);
     for (size_t i = 0; i < (size_t)ROWS * DIM; i++)
-        rows[i] = (float)(draw(2000) + draw(2000)) / 1000 - 2;
-    dl_config config = {DIM, DL_L2, 5, 24, 7, 9};
-    expect(dl_open(&config, &ix) == DL_OK, "open");
-    expect(dl_attach(ix, 0, rows, ROWS) == DL_OK, "attach");
-    expect(dl_frame_open(ix, 0, NULL) == DL_OK, "open floats");
-    open_tile(1, 1);
-    open_tile(2, 1.5f);
-
-    uint64_t row = 0;
-    for (uint32_t key = 0; key < 600; key++) {
-        uint64_t offsets[2] = {0, 4}, id = row++;
-        expect(dl_upsert(ix, 1, (uint8_t *)&key, offsets, NULL, NULL, rows + id * DIM, &id, NULL) == DL_OK, "first upsert");
-    }
+        rows[i] = (float)(draw(&seed, 2000) + draw(&seed, 2000)) / 1000 - 2;
+    ix = open_index();
+    first_keys();
+    atomic_store(&next_row, (KEPT + BATCH - 1) / BATCH * BATCH);
     expect(dl_frame_write(ix, 1) == DL_OK, "write in tiles");
-    pthread_t threads[READERS];
-    uint32_t seeds[READERS];
-    for (uint32_t i = 0; i < READERS; i++) {
-        seeds[i] = i + 1;
-        pthread_create(&threads[i], NULL, read_on, &seeds[i]);
+
+    static writer writers[WRITERS];
+    static uint64_t seeds[READERS + 1];
+    pthread_t threads[WRITERS + READERS + 1];
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < WRITERS; i++) {
+        writers[i] = (writer){.state = seed + 100 + i, .number = i};
+        memset(writers[i].own, 0xFF, sizeof writers[i].own);
+        pthread_create(&threads[count++], NULL, write_on, &writers[i]);
     }
+    for (uint32_t i = 0; i <= READERS; i++) {
+        seeds[i] = seed + 200 + i;
+        pthread_create(&threads[count++], NULL, i < READERS ? read_on : keep_up, &seeds[i]);
+    }
+    char message[256] = "";
     time_t end = time(NULL) + (time_t)ceil(seconds);
-    char message[256];
-    long writes = 0;
-    for (; time(NULL) < end && !atomic_load(&failures); writes++) {
-        write_some(&row);
-        if (writes % 500 == 0)
-            expect(dl_check(ix, 0, message, sizeof message) == DL_OK, message);
+    while (time(NULL) < end && !atomic_load(&failures)) {
+        nanosleep(&(struct timespec){0, 200000000}, NULL);
+        expect(dl_check(ix, 1, message, sizeof message) == DL_OK, message);
     }
     atomic_store(&stop, 1);
-    for (uint32_t i = 0; i < READERS; i++)
+    for (uint32_t i = 0; i < count; i++)
         pthread_join(threads[i], NULL);
+    expect(dl_check(ix, 1, message, sizeof message) == DL_OK, message);
     for (int more = 1; more;)
         expect(dl_upkeep(ix, 1, &more) == DL_OK, "last upkeep");
     expect(dl_check(ix, 1, message, sizeof message) == DL_OK, message);
-    printf("%ld writes beside %ld searches: %s\n", writes, atomic_load(&searches), atomic_load(&failures) ? "FAILED" : "all right");
+    printf("%ld batches beside %ld searches and %ld steps of upkeep: %s\n", atomic_load(&writes), atomic_load(&searches),
+           atomic_load(&rounds), atomic_load(&failures) ? "FAILED" : "all right");
+    for (uint32_t i = 0; i < MOST_SLABS; i++)
+        dl_free(saved[i].bytes);
     dl_close(ix);
     free(rows);
     return atomic_load(&failures);

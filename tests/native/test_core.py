@@ -2,6 +2,7 @@
 each."""
 
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -310,37 +311,304 @@ def test_damaged_bytes_are_refused(data: st.DataObject):
     settle(other)
 
 
-def test_every_allocation_may_fail():
-    """Whichever allocation fails, the call says so, the index is whole, and the next try succeeds."""
-    x = np.random.default_rng(0).normal(size=(400, 6)).astype(np.float32)
-    rows = np.arange(400, dtype=np.uint64)
+def everything(core: Core, x: np.ndarray) -> object:
+    """What searches can see: all keys, rows and distances, and the payloads of the nearest."""
+    exact = core.exact(x[:2], len(core) + 1)
+    return exact.keys, exact.payloads, exact.distances.tolist(), core.get(keys_of(range(10)))[1].tolist()
+
+
+def half_done() -> tuple[np.ndarray, Core]:
+    """300 rows, some replaced and some deleted, in the middle of a round of upkeep, floats and tiles both."""
+    x = np.random.default_rng(0).normal(size=(2000, 6)).astype(np.float32)
+    rows = np.arange(2000, dtype=np.uint64)
+    core = core_of(x, m=4, ef_construction=20, tile=None)
+    core.open_frame(1, tile_of(x))
+    core.upsert(keys_of(range(200)), [b"p"] * 200, x[:200], rows[:200])
+    core.write_frame(1)
+    core.upsert(keys_of(range(150, 300)), [b"p"] * 150, x[200:350], rows[200:350])
+    core.delete(keys_of(range(0, 100, 2)))
+    core.upkeep(eager=True)
+    return x, core
+
+
+def calls_that_allocate(x: np.ndarray) -> dict[str, Callable[[Core], object]]:
+    """One call each, of what may fail; those that change something change one thing."""
+    rows = np.arange(2000, dtype=np.uint64)
+    allowed = np.full(16, 0x0F0F0F0F0F0F0F0F, np.uint64)
+    few = np.full(1, 0xFF00, np.uint64)
+
+    def load(core: Core) -> object:
+        head, slabs = core.save({})
+        other = core_of(x, m=4, ef_construction=20, tile=None)
+        other.open_frame(1, tile_of(x))
+        for number, (version, data) in slabs.items():
+            assert data is not None
+            other.load_slab(number, version, data)
+        other.load_head(head)
+        other.check(codes=True)
+        return None
+
+    return {
+        "upsert": lambda core: core.upsert([b"new"], [b"payload"], x[400:401], rows[400:401]),
+        "replace": lambda core: core.upsert([b"key-1"], [b"payload"], x[401:402], rows[401:402]),
+        "delete": lambda core: core.delete([b"key-3"]),
+        "upkeep": lambda core: core.upkeep(eager=True),
+        "reencode": lambda core: core.reencode(0, 1),
+        "search": lambda core: core.search(x[:3], 10, 300, 10).keys,
+        "wide": lambda core: core.search(x[:3], 10, 3000, 10).keys,
+        "allowed": lambda core: core.search(x[:3], 10, 20, 10, allowed=allowed).keys,
+        "scanned": lambda core: core.search(x[:3], 10, 20, 0, allowed=few).keys,
+        "radius": lambda core: core.search(x[:3], 300, 4, 10, radius=9.0).keys,
+        "exact": lambda core: core.exact(x[:3], 10).keys,
+        "exact allowed": lambda core: core.exact(x[:3], 10, allowed).keys,
+        "get": lambda core: core.get(keys_of(range(20)))[1].tolist(),
+        "scan": lambda core: core.scan(0),
+        "save": lambda core: core.save({}),
+        "load": load,
+        "open frame": lambda core: core.open_frame(2, tile_of(x)),
+    }
+
+
+@pytest.mark.parametrize("name", list(calls_that_allocate(np.ones((2000, 6), np.float32))))
+def test_every_allocation_may_fail(name: str):
+    """Whichever allocation of a call fails, the call says so, nothing that searches see has changed, the
+    oracle holds, and the same call succeeds when it is repeated, with the answer it would have given."""
+    x, core = half_done()
+    call = calls_that_allocate(x)[name]
+    expected = call(core)
     failures = 0
-    for nth in range(90):
-        core = core_of(x, m=4, ef_construction=20, tile=tile_of(x))
-        core.upsert(keys_of(range(100)), [b"p"] * 100, x[:100], rows[:100])
-        core.delete(keys_of(range(50)))
-        steps = [
-            lambda core=core: core.upsert(keys_of(range(60, 400)), [b"p"] * 340, x[60:], rows[60:]),
-            lambda core=core: core.search(x[:3], 10, 300, 10),
-            lambda core=core: core.exact(x[:3], 10),
-            lambda core=core: core.upkeep(eager=True),
-            lambda core=core: core.reencode(0, 1),
-            lambda core=core: core.save({}),
-        ]
-        for step in steps:
-            lib.dl_fail_after(nth)
-            try:
-                step()
-            except MemoryError:
-                failures += 1
-            finally:
-                lib.dl_fail_after(-1)
-            core.check(codes=True)
-            step()
+    for nth in (*range(60), *range(60, 3000, 47)):  # loading allocates for each row
+        _, core = half_done()
+        before = everything(core, x)
+        lib.dl_fail_after(nth)
+        try:
+            call(core)
+        except MemoryError:
+            failures += 1
+        else:
+            break
+        finally:
+            lib.dl_fail_after(-1)
+        core.check(codes=True)
+        assert everything(core, x) == before
+        again = call(core)
+        assert name in ("upsert", "replace", "save") or again == expected
+        core.check(codes=True)
         settle(core)
         core.check(codes=True)
-        assert len(core) == 350
-    assert failures > 100
+        assert core.usage().dead == 0
+    else:
+        pytest.fail("it never succeeded")
+    assert failures or name in ("delete", "scan")
+
+
+def test_allocations_of_a_first_insertion_may_fail():
+    """From an empty index on, with everything to be made: the map, the slab, what linking needs, a second
+    slab; a failed batch has written its first keys and nothing of the others."""
+    x = np.random.default_rng(0).normal(size=(1100, 6)).astype(np.float32)
+    rows = np.arange(1100, dtype=np.uint64)
+    for nth in (*range(60), *range(1000, 1500, 7)):
+        core = core_of(x, m=4, ef_construction=20, tile=tile_of(x))
+        lib.dl_fail_after(nth)
+        try:
+            core.upsert(keys_of(range(1100)), [b""] * 1100, x, rows)
+        except MemoryError:
+            pass
+        finally:
+            lib.dl_fail_after(-1)
+        core.check(codes=True)
+        written = len(core)
+        assert sorted(core.exact(x[:1], 1100).keys[0]) == sorted(keys_of(range(written)))
+        core.upsert(keys_of(range(1100)), [b""] * 1100, x, rows)
+        core.check(codes=True)
+        assert len(core) == 1100
+
+
+def test_allocations_of_a_round_may_fail():
+    """Each step of rounds of upkeep, with one of its allocations failing, is done by the next."""
+    x, core = half_done()
+    for nth in range(400):
+        core.delete(keys_of(range(nth % 7, 300, 37)))
+        core.upsert(
+            keys_of(range(nth % 5, 300, 41)),
+            [b""] * len(range(nth % 5, 300, 41)),
+            x[: len(range(nth % 5, 300, 41))],
+            None,
+        )
+        lib.dl_fail_after(nth % 9)
+        try:
+            core.upkeep(eager=True)
+        except MemoryError:
+            pass
+        finally:
+            lib.dl_fail_after(-1)
+        core.check(codes=True)
+    settle(core)
+    core.check(codes=True)
+    assert core.usage().dead == 0
+
+
+def test_parallel_upserts_build_as_good_a_graph():
+    """Two threads on disjoint keys, then on replacements of them: the oracle holds, every key holds the row
+    it was given, and recall is that of one thread."""
+    rng = np.random.default_rng(4)
+    x = (rng.normal(size=(8000, 8)) @ rng.normal(size=(8, 24))).astype(np.float32)
+    q = x[rng.integers(0, 8000, 200)] + rng.normal(size=(200, 24)).astype(np.float32) * 0.2
+    found: list[float] = []
+    for threads in (1, 2):
+        core = core_of(x, m=8, ef_construction=60, tile=tile_of(x))
+        for start in (0, 4000):
+            rows = np.arange(start, start + 4000, dtype=np.uint64)
+            slots = core.upsert(
+                keys_of(rows % 6000), [b""] * 4000, x[start : start + 4000], rows, threads=threads
+            )
+            assert len(set(slots.tolist())) == 4000
+            core.check(codes=True)
+        assert len(core) == 6000
+        answers, vectors = core.get(keys_of(range(6000)))
+        assert all(answers.keys)
+        assert np.array_equal(vectors[2000:], x[2000:6000])
+        assert np.array_equal(vectors[:2000], x[6000:])
+        settle(core)
+        core.check(codes=True)
+        assert core.usage().dead == 0
+        found.append(recall(core, q, 10, 40, 30))
+    assert found[1] > found[0] - 0.02, found
+
+
+def test_parallel_upserts_of_the_same_keys():
+    """Two threads that replace the same few keys: each key is there once, with one of its rows."""
+    x = np.random.default_rng(4).normal(size=(3000, 8)).astype(np.float32)
+    rows = np.arange(3000, dtype=np.uint64)
+    core = core_of(x, m=4, ef_construction=20, tile=tile_of(x))
+    core.upsert(keys_of(rows % 30), [b""] * 3000, x, rows, threads=2)
+    core.check(codes=True)
+    assert len(core) == 30
+    vectors = core.get(keys_of(range(30)))[1]
+    assert all((x[key::30] == vector).all(axis=1).any() for key, vector in enumerate(vectors))
+    settle(core)
+    core.check(codes=True)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.002, 0.02, 0.2, 0.6, 1.0])
+@pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
+def test_allowed_slots_alone_are_found(metric: str, share: float):
+    """Filtered searches, scanned or walked, against exact search with the same bits: only allowed keys, and
+    nearly all of the nearest; a bitmap shorter than the index forbids what lies behind it."""
+    rng = np.random.default_rng(8)
+    x = (rng.normal(size=(5000, 6)) @ rng.normal(size=(6, 20))).astype(np.float32)
+    q = x[:50] + rng.normal(size=(50, 20)).astype(np.float32) * 0.1
+    core = core_of(x, metric, m=8, ef_construction=60, tile=tile_of(x))
+    slots = core.upsert(keys_of(range(5000)), [b""] * 5000, x, np.arange(5000, dtype=np.uint64))
+    core.delete(keys_of(range(0, 5000, 9)))
+    words = 40 if share == 0.6 else 80
+    bits = np.packbits(rng.random(words * 64) < share, bitorder="little").view(np.uint64)
+    permitted = {
+        b"key-%d" % key
+        for key, slot in enumerate(slots.tolist())
+        if key % 9 and slot < words * 64 and int(bits[slot // 64]) >> (slot % 64) & 1
+    }
+    true = core.exact(q, 10, bits)
+    found = core.search(q, 10, 100, 50, allowed=bits)
+    good = wanted = 0
+    for hits, truth in zip(found.keys, true.keys, strict=True):
+        assert len(hits) == len(truth) == min(10, len(permitted))
+        assert permitted.issuperset(hits)
+        assert permitted.issuperset(truth)
+        good += len(set(hits) & set(truth))
+        wanted += len(truth)
+    assert good >= 0.93 * wanted, (good, wanted)
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
+def test_a_radius_is_a_bound(metric: str):
+    """Hits within a radius against brute force: none beyond it, nearly all within it, at most k of them,
+    whatever `ef` begins with; with and without `allowed`."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(3000, 6)).astype(np.float32)
+    q = rng.normal(size=(40, 6)).astype(np.float32)
+    core = core_of(x, metric, m=8, ef_construction=80, tile=tile_of(x))
+    slots = core.upsert(keys_of(range(3000)), [b""] * 3000, x, np.arange(3000, dtype=np.uint64))
+    d = distances(metric, x, q)
+    radius = float(np.quantile(d, 0.02))
+    half = np.full(50, 0x5555555555555555, np.uint64)
+    for allowed, may in ((None, np.ones(3000, bool)), (half, slots % 2 == 0)):
+        for k, ef in ((3000, 10), (3000, 50), (20, 10), (20, 400)):
+            answers = core.search(q, k, ef, 50, radius=radius, allowed=allowed)
+            good = wanted = 0
+            for query, (keys, got) in enumerate(zip(answers.keys, answers.distances, strict=True)):
+                truth = keys_of(np.flatnonzero((d[query] <= radius) & may))
+                assert len(keys) <= k
+                assert (got[: len(keys)] <= radius).all()
+                assert all(abs(d[query][int(key[4:])] - got[j]) < 1e-3 for j, key in enumerate(keys))
+                good += len(set(keys) & set(truth))
+                wanted += min(k, len(truth))
+            assert good > 0.93 * wanted, (k, ef, good, wanted)
+
+
+def test_threads_give_the_answers_of_one():
+    """Queries divided among threads: the same keys, distances and counts."""
+    x = np.random.default_rng(2).normal(size=(2500, 12)).astype(np.float32)
+    core = core_of(x, tile=tile_of(x))
+    core.upsert(keys_of(range(2500)), [b""] * 2500, x, np.arange(2500, dtype=np.uint64))
+    allowed = np.full(40, 0x7777777777777777, np.uint64)
+    for options in ({}, {"radius": 12.0}, {"allowed": allowed}):
+        one, two = (core.search(x[:301], 10, 40, 20, threads=threads, **options) for threads in (1, 2))
+        assert one.keys == two.keys
+        assert np.array_equal(one.distances, two.distances)
+
+
+def test_saving_between_the_steps_of_a_round():
+    """A save at any step of upkeep, of the slabs that changed only, loads as it was."""
+    x = np.random.default_rng(6).normal(size=(3000, 6)).astype(np.float32)
+    rows = np.arange(3000, dtype=np.uint64)
+    core = core_of(x, m=4, ef_construction=20, tile=tile_of(x))
+    core.upsert(keys_of(range(3000)), [b""] * 3000, x, rows)
+    stored: dict[int, tuple[int, bytes]] = {}
+    rng = np.random.default_rng(7)
+    for step in range(60):
+        if step % 9 == 0:
+            core.delete(keys_of(rng.integers(0, 3000, 60)))
+        core.upkeep(eager=True)
+        head, slabs = core.save({number: version for number, (version, _) in stored.items()})
+        stored |= {number: (version, data) for number, (version, data) in slabs.items() if data is not None}
+        other = core_of(x, m=4, ef_construction=20, tile=tile_of(x))
+        for number, (version, data) in stored.items():
+            other.load_slab(number, version, data)
+        other.load_head(head)
+        other.check(codes=True)
+        assert len(other) == len(core)
+        if step % 7 == 0:
+            settle(other)
+            other.check(codes=True)
+
+
+def test_equal_vectors_after_everything_was_deleted():
+    """New nodes beside dead ones that are still linked: all hang below the new root."""
+    x = np.ones((3000, 8), np.float32)
+    core = core_of(x, m=2, ef_construction=4, tile=tile_of(x))
+    for round_ in range(3):
+        core.upsert(
+            keys_of(range(500)),
+            [b""] * 500,
+            x[:500],
+            np.arange(round_ * 500, round_ * 500 + 500, dtype=np.uint64),
+        )
+        core.check(codes=True)
+        assert core.delete(keys_of(range(500))) == 500
+    core.upsert(keys_of(range(500)), [b""] * 500, x[:500], np.arange(1500, 2000, dtype=np.uint64))
+    core.check(codes=True)
+    settle(core)
+    core.check(codes=True)
+    assert core.search(x[:1], 10, 600, 0).counts.tolist() == [10]
+
+
+def test_rescoring_fewer_than_k_still_gives_k():
+    """`rescore` is raised to k."""
+    x = np.random.default_rng(2).normal(size=(200, 5)).astype(np.float32)
+    core = core_of(x, tile=tile_of(x))
+    core.upsert(keys_of(range(200)), [b""] * 200, x, np.arange(200, dtype=np.uint64))
+    assert len(core.search(x[:1], 50, 100, 5).keys[0]) == 50
 
 
 def test_arguments_are_checked():
