@@ -28,7 +28,8 @@
  * Ownership. Inputs are borrowed for the call, except segment memory: it must stay mapped until dl_detach. dl_hits and
  * saved bytes are the caller's: dl_hits_free, dl_free.
  *
- * Errors. Every fallible call returns 0 or a negative DL_E code and changes nothing that a search can see when it fails.
+ * Errors. Every fallible call returns 0 or a negative DL_E code and changes nothing that a search can see when it fails; of a
+ * batch, the items before the one that failed stand.
  * Limits: dim 1..4096, m 2..128, keys 1..511 bytes, payload < 16 MiB, 2^30 slots. The core never prints, exits or aborts.
  */
 #ifndef DRIFTLINE_H

@@ -268,6 +268,18 @@ def test_frames_open_and_close():
     assert core.frame_counts(2)[0].sum() == 600 * 12
 
 
+def test_the_first_frame_written_may_have_any_number():
+    """Frame 0 need not be open."""
+    core = Core(4, "l2", 4, 20, 0, ROTATION_SEED)
+    with pytest.raises(ValueError, match="out of its range"):
+        core.upsert([b"k"], [b""], np.ones((1, 4), np.float32), None)
+    core.open_frame(2, None)
+    core.write_frame(2)
+    core.upsert([b"k"], [b""], np.ones((1, 4), np.float32), None)
+    core.check(codes=True)
+    assert core.slab(0).rows == (0, 0, 1, 0)
+
+
 def test_equal_seeds_give_equal_bytes():
     """One thread, the same seed and order: the same graph, byte for byte."""
     x = np.random.default_rng(0).normal(size=(1500, 10)).astype(np.float32)
