@@ -189,7 +189,12 @@ int dl_search(dl_index *ix, const float *queries, uint32_t nq, const dl_request 
         ask.rescore = ask.k; /* a hit by its code and one by its raw vector are not compared */
     allowed some = {ask.allowed, slots_of(ask.allowed_words)};
     const allowed *only = ask.allowed ? &some : NULL;
-    bool scanned = only && scan_pays(ix, &ask, bits_of(only));
+    uint64_t permitted = only ? bits_of(only) : 0, live = atomic_load(&ix->live) + 1;
+    bool scanned = only && scan_pays(ix, &ask, permitted);
+    if (only && !scanned && !bounded && permitted < live) { /* each allowed node comes with others that show the way to it as well */
+        uint32_t fewer = (uint32_t)((double)ask.ef * sqrt((double)permitted / (double)live));
+        ask.ef = fewer < ask.k ? ask.k : fewer;
+    }
     writer w;
     int code = hits_begin(&w, out, nq, ask.k);
     for (uint32_t q = 0; code == DL_OK && q < nq; q++) {

@@ -271,12 +271,18 @@ static inline bool gated(const lane *l)
 static int hop(dl_index *ix, reader *r, const dl_kernels *k, uint32_t slot, uint32_t level, uint64_t now, const allowed *only)
 {
     met batch[2 * 128];
-    uint32_t count = 0, cap = link_cap(ix, level), to;
+    uint32_t count = 0, cap = link_cap(ix, level);
     lane *usual = &r->query.lanes[atomic_load_explicit(&ix->write_frame, memory_order_relaxed)];
     bool gate = gated(usual);
     size_t first = gate ? sizeof(head) + ix->padded / 8 : ix->row_bytes;
     const _Atomic uint32_t *links = links_of(ix, slot, level);
-    for (uint32_t i = 0; link_at(links, cap, i, &to); i++) {
+    uint32_t words[2 * 128];
+    for (uint32_t i = cap; i-- > 0;) /* backwards: a repair closes gaps by moving entries forward, and none may slip by */
+        words[i] = get(links + i);
+    for (uint32_t i = 0; i < cap; i++) {
+        if (words[i] == NONE)
+            continue;
+        uint32_t to = words[i] & ~TREE;
         if (to >> SLAB_BITS >= r->seen_slabs && !seen_fit(r, atomic_load(&ix->slab_count)))
             return DL_ENOMEM;
         if (seen_before(r, to))
