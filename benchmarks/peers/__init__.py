@@ -25,6 +25,8 @@ SYSTEMS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "hnswlib": ("hnsw", "Hnswlib", {}),
     "faiss-hnsw-sq8": ("hnsw", "Faiss", {}),
     "usearch-f16": ("hnsw", "Usearch", {"dtype": "f16"}),
+    "usearch-bf16": ("hnsw", "Usearch", {"dtype": "bf16"}),
+    "usearch-i8": ("hnsw", "Usearch", {"dtype": "i8"}),
     "glass-sq8": ("glassy", "Glass", {"search": "SQ8U", "refine": ""}),
     "glass-sq8-f16": ("glassy", "Glass", {"search": "SQ8U", "refine": "FP16"}),
     "glass-sq4-f16": ("glassy", "Glass", {"search": "SQ4U", "refine": "FP16"}),

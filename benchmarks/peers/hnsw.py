@@ -1,4 +1,4 @@
-"""hnswlib, faiss and usearch: HNSW graphs over floats, 8-bit codes and half floats."""
+"""hnswlib, faiss and usearch: HNSW graphs over floats, short floats and 8-bit codes."""
 
 import math
 from collections.abc import Generator
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from . import Keys, Shape, Vectors, normalised
+from . import Keys, Shape, Unavailable, Vectors, normalised
 
 PIECE = 10_000  # rows per call where there is nothing to lose by it: the progress bar moves
 
@@ -104,9 +104,11 @@ class Usearch:
             connectivity=shape.m,
             expansion_add=shape.ef_construction,
         )
-        self.threads = shape.threads
+        self.dtype, self.threads = dtype, shape.threads
 
     def build(self, rows: Vectors) -> Generator[int]:
+        if self.dtype == "i8" and np.abs(rows).max() > 1:
+            raise Unavailable("its 8-bit codes are of components from -1 to 1, which these are not")
         for first in range(0, len(rows), PIECE):
             piece = rows[first : first + PIECE]
             self.index.add(np.arange(first, first + len(piece)), piece, threads=self.threads)
