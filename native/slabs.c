@@ -3,7 +3,6 @@
 
 #include "internal.h"
 
-/* Tile blocks lie in huge pages; float blocks, which live until the first frame is fitted, go back to the system whole. */
 block *block_new(dl_index *ix, bool is_float)
 {
     block *b = dl_zalloc(sizeof *b);
@@ -11,7 +10,7 @@ block *block_new(dl_index *ix, bool is_float)
         return NULL;
     b->is_float = is_float;
     b->bytes = (size_t)DL_SLAB * (is_float ? ix->float_bytes : ix->row_bytes + ix->low_bytes);
-    b->rows = is_float ? dl_zalloc(b->bytes) : pages_take(ix, b->bytes);
+    b->rows = pages_take(ix, b->bytes);
     if (!b->rows) {
         free(b);
         return NULL;
@@ -28,10 +27,7 @@ void block_free(dl_index *ix, block *b)
     if (!b)
         return;
     atomic_fetch_sub(&ix->block_bytes, b->bytes);
-    if (b->is_float)
-        free(b->rows);
-    else
-        pages_give(ix, b->rows, b->bytes);
+    pages_give(ix, b->rows, b->bytes);
     free(b);
 }
 
