@@ -253,11 +253,11 @@ class OnlineIndex:
         filter: Filter | Mapping[str, Any] | None = None,
         threads: int = 1,
     ) -> Hits:
-        """Those at a distance of at most `radius`, as distances are returned; the `limit` nearest if there are
-        more.
+        """Those at a distance of at most `radius`; the `limit` nearest of them if there are more.
 
-        The search widens from `ef` candidates until half of what it finds lies outside. Otherwise as `search`;
-        raises InvalidInput for a radius that is not a finite number, too.
+        The radius is one of distances as they are returned. The search widens from `ef` candidates until half
+        of what it finds lies outside. Otherwise as `search`; raises InvalidInput also for a radius that is
+        not a finite number.
         """
         for name, value in (("limit", limit), ("ef", ef)):
             if not 1 <= value <= MAX_K:

@@ -424,7 +424,7 @@ def test_without_raw_vectors_a_fifth_world_is_declined():
 
 @pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
 def test_within_a_radius_is_what_brute_force_finds(metric: str):
-    """Radii that hold none, a few and hundreds of the rows: all of them come, nearest first, up to the limit."""
+    """Radii that hold none, a few and hundreds of the rows: all come, nearest first, up to the limit."""
     rng = np.random.default_rng(5)
     x = rng.normal(size=(3000, 12)).astype(np.float32)
     index = OnlineIndex(12, metric, compress_after=1000)
