@@ -1,7 +1,9 @@
 /* Linking a node in: choosing its neighbours, and being chosen by them (Malkov & Yashunin, algorithms 1 and 4). */
 #include "internal.h"
 
-#define RELAXED 1.1f /* of squared distances, as Vamana's alpha (DiskANN, NeurIPS 2019, section 2): ef for recall 0.99 falls by 8 % on sift128, 9 % on commits */
+/* Of squared distances, as Vamana's alpha (DiskANN, NeurIPS 2019, section 2): ef for recall 0.99 falls by 8 % on sift128 and
+ * 9 % on commits. */
+#define RELAXED 1.1f
 
 /* Keep those that are nearer to the owner than to any one kept before them, or hardly farther; the first `settled` are kept
  * whatever they are near to. `list` is ascending behind the settled ones; it is overwritten with the choice, whose size is

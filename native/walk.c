@@ -272,7 +272,7 @@ static int hop(dl_index *ix, reader *r, const dl_kernels *k, uint32_t slot, uint
 {
     met batch[2 * 128];
     uint32_t count = 0, cap = link_cap(ix, level);
-    lane *usual = &r->query.lanes[atomic_load_explicit(&ix->write_frame, memory_order_relaxed)];
+    const lane *usual = &r->query.lanes[atomic_load_explicit(&ix->write_frame, memory_order_relaxed)];
     bool gate = gated(usual);
     size_t first = gate ? sizeof(head) + ix->padded / 8 : ix->row_bytes;
     const _Atomic uint32_t *links = links_of(ix, slot, level);
@@ -303,10 +303,11 @@ static int hop(dl_index *ix, reader *r, const dl_kernels *k, uint32_t slot, uint
                 left++;
                 continue;
             }
-            bool far = too_far(ix, lane_of(ix, &r->query, one.row->frame), k, one.row, limit);
+            lane *own = lane_of(ix, &r->query, one.row->frame); /* another frame's may not be calibrated yet */
+            bool far = gated(own) && too_far(ix, own, k, one.row, limit);
             left += !far;
-            usual->tested++;
-            usual->passed += !far;
+            own->tested += own->samples >= GATE_SAMPLES;
+            own->passed += own->samples >= GATE_SAMPLES && !far;
         }
         count = left;
     }
@@ -375,7 +376,7 @@ static int pool_reserve(reader *r, uint32_t ef)
     return DL_OK;
 }
 
-/* The `ef` nearest to r->query that may be returned, for `refine` to fetch: visible at `now` (with EVERYTHING: not dead) and
+/* The `ef` nearest to r->query that may be returned, for `found` to fetch: visible at `now` (with EVERYTHING: not dead) and
  * allowed. Others are walked through all the same. At level 0 the entry point is a second start: from there every node can be
  * reached, and a walk that does not run dry never comes to it. */
 int walk(dl_index *ix, reader *r, uint32_t start, uint32_t level, uint32_t ef, uint64_t now, const allowed *only)
