@@ -32,7 +32,7 @@ __all__ = ["GAIN_BITS", "DriftMonitor", "DriftSettings", "expected_gain"]
 Vectors = NDArray[np.float32]
 Counts = NDArray[np.int64]
 
-STATE_VERSION = 1
+STATE_VERSION = 2  # 1 held the kept rows rotated, and is read
 GAIN_BITS = 4  # at which codes are judged: they route a search, and what it misses no further bit can rank
 SAMPLE = 200_000  # components of a window's rows that are rotated, but not less than LEAST rows
 LEAST = 256
@@ -108,12 +108,18 @@ class DriftMonitor:
     # ---- taking rows
 
     def update(
-        self, rows: Vectors, frame: TileParameters | None, others: Sequence[TileParameters] = ()
+        self,
+        rows: Vectors,
+        frame: TileParameters | None,
+        others: Sequence[TileParameters] = (),
+        *,
+        stored: bool = False,
     ) -> list[DriftWindow | DriftDetected]:
         """Take float32 [n, dim], in the order of writing; what was found, for every window that they fill.
 
         frame: that they are written in; None while they are held as floats: all is learned, nothing said.
-        others: frames that are alive beside it. Whatever the batches, the windows are the same.
+        others: frames that are alive beside it. stored: the rows lie where they stay and never change, so
+        those that are wanted later need no copy. Whatever the batches, the windows are the same.
         """
         for parameters in (frame, *others):
             if parameters is not None and parameters.rotation_seed != self.rotation_seed:
@@ -122,20 +128,21 @@ class DriftMonitor:
         found: list[DriftWindow | DriftDetected] = []
         while len(rows):
             room = self._chunk_rows - sum(map(len, self._pending))
-            self._pending.append(rows[:room].copy())  # the caller may use its array again
+            self._pending.append(rows[:room] if stored else rows[:room].copy())
             if len(rows) < room:
                 break
             rows = rows[room:]
-            chunk, self._pending = np.concatenate(self._pending), []
-            self._take_chunk(chunk, frame is None)
+            parts, self._pending = self._pending, []
+            self._take_chunk(parts, frame is None)
             if max(len(self._counts), len(self._first)) == CHUNKS:
                 found.extend(self._close_window(frame, others))
         return found
 
-    def _take_chunk(self, chunk: Vectors, is_float: bool) -> None:
+    def _take_chunk(self, parts: list[Vectors], is_float: bool) -> None:
+        chunk = np.concatenate(parts)
         self.rows_seen += len(chunk)
         # A frame may soon be fitted to few rows: while they are floats, and after a change. Take all of them.
-        self._recent.add(chunk if is_float or self._differing else chunk[:: self._stride])
+        self._recent.add(parts, 1 if is_float or self._differing else self._stride)
         if self._reference is None:
             self._first.append(chunk)
         else:
@@ -286,8 +293,9 @@ class DriftMonitor:
         CorruptIndex for what it cannot have said.
         """
         known = mapping(state, "drift statistics")
-        if known.get("version") != STATE_VERSION:
-            raise CorruptIndex(f"drift statistics of version {known.get('version')!r}, not {STATE_VERSION}")
+        version = int(number(known, "version", 1, 2**31))
+        if version > STATE_VERSION:
+            raise CorruptIndex(f"drift statistics of version {version}, not {STATE_VERSION}")
         dim = int(number(known, "dim", 1, 4096))
         seed = known.get("rotation_seed")
         monitor = cls(
@@ -296,7 +304,7 @@ class DriftMonitor:
             rotation_seed=None if seed is None else int(number(known, "rotation_seed", 0, 2**64 - 1)),
         )
         monitor.rows_seen = int(number(known, "rows_seen", 0, 2**62))
-        monitor._recent.restore(known.get("recent"))
+        monitor._recent.restore(known.get("recent"), version)
         chunk_rows = monitor._chunk_rows
         if field(known, "window_rows", int) != CHUNKS * chunk_rows:
             return monitor

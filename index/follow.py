@@ -56,12 +56,15 @@ class Follower:
         self._gain = 1.0  # expected of it
         self.fit_loss: float | None = None
 
-    def observe(self, x: Vectors) -> None:
-        """Rows as they are coded, float32 [n, dim], in the order they were written."""
+    def observe(self, x: Vectors, *, stored: bool = False) -> None:
+        """Rows as they are coded, float32 [n, dim], in the order they were written.
+
+        stored: see DriftMonitor.
+        """
         write = self._frames.write
         others = [parameters for frame, parameters in self._frames.tiles if frame is not write]
         with self._lock:
-            for event in self._monitor.update(x, write.parameters, others):
+            for event in self._monitor.update(x, write.parameters, others, stored=stored):
                 self._emit(event)
                 self._drifted |= isinstance(event, DriftDetected)
                 self.fit_loss = event.fit_loss

@@ -153,7 +153,11 @@ class OnlineIndex:
                     self._core.upsert, *part, x[span], None if rows is None else rows[span], threads=threads
                 )
                 self._filtering.write(*part, upsert)
-            self._follower.observe(self._normalised(x))
+            if self._raw is None or rows is None or self.metric == "cosine":
+                self._follower.observe(self._normalised(x))
+            else:
+                for stored in self._raw.views(rows):
+                    self._follower.observe(stored, stored=True)
             return len(x)
 
     def delete(self, keys: Sequence[Key] | NDArray[Any]) -> int:
@@ -180,7 +184,7 @@ class OnlineIndex:
         array = np.ascontiguousarray(x, np.float32)
         if array.ndim != 2 or array.shape[1] != self.dim:
             raise InvalidInput(f"expected {what}s of shape [n, {self.dim}], got {list(array.shape)}")
-        bad = ~(np.abs(array) < LARGEST).all(axis=1)
+        bad = ~((array.min(axis=1) > -LARGEST) & (array.max(axis=1) < LARGEST))  # NaN compares false
         if self.metric == "cosine":
             bad |= ~array.any(axis=1)
         if bad.any():

@@ -5,12 +5,20 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MemoryRawVectors", "RawVectors"]
+__all__ = ["MemoryRawVectors", "RawVectors", "runs"]
 
 Vectors = NDArray[np.float32]
 RowIds = NDArray[np.uint64]
 
 SEGMENT_BYTES = 4 << 20  # small enough that a library user with a thousand vectors pays for few spare rows
+
+
+def runs(rows: RowIds) -> list[tuple[int, slice]]:
+    """Row ids as segments and neighbouring rows in them, in order."""
+    ends = np.flatnonzero(np.diff(rows) != 1) + 1
+    parts = [part for part in np.split(rows, ends) if len(part)]
+    firsts = [(int(part[0]) >> 32, int(part[0]) & 0xFFFFFFFF, len(part)) for part in parts]
+    return [(segment, slice(first, first + count)) for segment, first, count in firsts]
 
 
 class RawVectors(Protocol):
@@ -28,6 +36,10 @@ class RawVectors(Protocol):
 
     def read(self, rows: RowIds) -> Vectors:
         """float32 [n, dim], a copy, of uint64 [n] row ids."""
+        ...
+
+    def views(self, rows: RowIds) -> list[Vectors]:
+        """The same, read-only and not copied: an array for each of `runs`, good whatever is forgotten."""
         ...
 
     def segments(self) -> dict[int, tuple[int, int]]:
@@ -74,6 +86,12 @@ class MemoryRawVectors:
             here = segment_of == segment
             out[here] = self._segments[int(segment)][rows[here] & np.uint64(0xFFFFFFFF)]
         return out
+
+    def views(self, rows: RowIds) -> list[Vectors]:
+        views = [self._segments[segment][span] for segment, span in runs(rows)]
+        for view in views:
+            view.flags.writeable = False
+        return views
 
     def segments(self) -> dict[int, tuple[int, int]]:
         return {number: (rows.ctypes.data, self._capacity) for number, rows in self._segments.items()}

@@ -36,7 +36,7 @@ class Recent:
         self._window = self._pair()
         self._since = self._pair()  # of the windows running that differ, after the first
         self._last: TileParameters | None = None  # of the last closed window
-        self._sample: deque[Vectors] = deque(maxlen=chunks)  # rotated
+        self._sample: deque[list[Vectors]] = deque(maxlen=chunks)  # of each chunk
         self._open = 0  # chunks of the open window
         self._chunks_since = 0  # chunks of these windows
 
@@ -46,12 +46,21 @@ class Recent:
     def _rotated(self, x: Vectors) -> Vectors:
         return np.ascontiguousarray(x) if self._seed is None else rotate(x, self._seed)
 
-    def add(self, chunk: Vectors) -> None:
-        """Take a chunk, float32 [n, dim], into the open window."""
-        rotated = self._rotated(chunk)
-        for moments, rows in zip(self._window, (chunk, rotated), strict=True):
+    def add(self, parts: list[Vectors], stride: int) -> None:
+        """Take every `stride`-th row of a chunk, its parts float32 [n, dim], into the open window.
+
+        Of parts that own their rows a copy is kept; others are views of rows that stay where they lie.
+        """
+        kept: list[Vectors] = []
+        start = 0  # row of the next part that is taken first
+        for part in parts:
+            rows = part[start::stride]
+            kept.append(rows.copy() if stride > 1 and part.flags.owndata else rows)
+            start = (start - len(part)) % stride
+        chunk = np.concatenate(kept)
+        for moments, rows in zip(self._window, (chunk, self._rotated(chunk)), strict=True):
             moments.update(rows)
-        self._sample.append(rotated)
+        self._sample.append(kept)
         self._open += 1
 
     @property
@@ -61,8 +70,9 @@ class Recent:
 
     def window_rows(self, chunks: int, most: int) -> Vectors:
         """At most `most` rotated rows, spread over the last chunks."""
-        rows = np.concatenate(list(self._sample)[-chunks:])
-        return rows[:: -(-len(rows) // most)]
+        parts = [part for chunk in list(self._sample)[-chunks:] for part in chunk]
+        rows = np.concatenate(parts)
+        return self._rotated(rows[:: -(-len(rows) // most)])
 
     def close_window(self, differing: int) -> None:
         """The open window is over; `differing` windows running, with it, differ from what was before them."""
@@ -93,7 +103,7 @@ class Recent:
 
     def fit(self, pending: Vectors) -> TileParameters:
         """Parameters for a new frame, from all rows so far and `pending`; a histogram of the kept rows."""
-        rows = self._rows(pending)
+        rows = self._rotated(self.rows(pending))
         if not len(rows):
             raise InvalidInput("no row has been seen yet that a frame could be fitted to")
         moments = copy.copy(self._all[1])
@@ -101,17 +111,13 @@ class Recent:
         moments.update(rows[len(rows) - len(pending) :])
         return TileParameters.fit(*moments.value(), rotation_seed=self._seed, sample=rows)
 
-    def _rows(self, pending: Vectors) -> Vectors:
-        return np.concatenate([*self._sample, self._rotated(pending)])
-
     def rows(self, pending: Vectors) -> Vectors:
-        """The kept rows and `pending`, oldest first, in original coordinates (to float32's rounding)."""
-        rows = self._rows(pending)
-        return rows if self._seed is None else unrotate(rows, self._seed)
+        """The kept rows and `pending`, oldest first."""
+        return np.concatenate([*(part for chunk in self._sample for part in chunk), pending])
 
     def excess(self, pending: Vectors, bits: int) -> float:
         """By what share a fit of the older half of the kept rows codes the newer half worse than its own."""
-        rows = self._rows(pending)
+        rows = self._rotated(self.rows(pending))
         older, newer = rows[: len(rows) // 2], rows[len(rows) // 2 :]
         if not len(older):
             return np.inf
@@ -125,28 +131,34 @@ class Recent:
     def state(self) -> dict[str, Any]:
         """For `restore`.
 
-        all, window, since: two moments each; last: tile parameters or nil; sample: list of f4 [n, dim];
-        open, chunks_since: int.
+        all, window, since: two moments each; last: tile parameters or nil; rows: list of f4 [n, dim], the
+        kept rows of each chunk; open, chunks_since: int.
         """
         return {
             "all": [moments.state() for moments in self._all],
             "window": [moments.state() for moments in self._window],
             "since": [moments.state() for moments in self._since],
             "last": None if self._last is None else self._last.to_bytes(),
-            "sample": [array_bytes(rows) for rows in self._sample],
+            "rows": [array_bytes(np.concatenate(chunk)) for chunk in self._sample],
             "open": self._open,
             "chunks_since": self._chunks_since,
         }
 
-    def restore(self, state: Any) -> None:
-        """Take over what `state` said. CorruptIndex for what it cannot have said."""
+    def restore(self, state: Any, version: int) -> None:
+        """Take over what `state` said; in version 1, `sample` held the rows rotated.
+
+        CorruptIndex for what it cannot have said.
+        """
         state = mapping(state, "recent statistics")
         self._all = self._restored(state, "all")
         self._window = self._restored(state, "window")
         self._since = self._restored(state, "since")
         last = state.get("last")
         self._last = None if last is None else TileParameters.from_bytes(last)
-        self._sample.extend(arrays_of(state, "sample", "f4", (-1, self.dim)))
+        rows = arrays_of(state, "sample" if version == 1 else "rows", "f4", (-1, self.dim))
+        if version == 1 and self._seed is not None:
+            rows = [unrotate(chunk, self._seed) for chunk in rows]
+        self._sample.extend([chunk] for chunk in rows)
         self._open = int(number(state, "open", 0, 2**31))
         self._chunks_since = int(number(state, "chunks_since", 0, 2**31))
 

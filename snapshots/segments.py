@@ -37,6 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorruptIndex, InvalidInput, SnapshotError
+from ..index.raw import runs
 from .checksum import CHECKSUM_BYTES, checksum
 from .environment import sync_directory
 
@@ -127,6 +128,10 @@ class FileRawVectors:
                 raise CorruptIndex(f"{self.path}: no row {int(wanted.max())} in segment {segment}")
             out[here] = stored[wanted]
         return out
+
+    def views(self, rows: RowIds) -> list[Vectors]:
+        """The same, read-only and not copied: an array for each of `runs`, good whatever is forgotten."""
+        return [self._rows[segment][span] for segment, span in runs(rows)]
 
     def segments(self) -> dict[int, tuple[int, int]]:
         """Segment id -> (address of its first row, rows it has room for)."""

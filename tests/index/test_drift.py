@@ -13,13 +13,14 @@ from driftline.index.drift import DriftMonitor, expected_gain
 from driftline.index.events import DriftDetected, DriftWindow
 from driftline.index.reference import normal_score
 from driftline.index.tile import TileParameters
+from driftline.native import rotate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 from scipy.stats import t as student
 
 DEMO = Path(__file__).parents[2] / "stream" / "demo_data" / "demo384.npz"
-GOLDEN = Path(__file__).parent / "golden" / "drift_version_1.msgpack"
+GOLDEN = Path(__file__).parent / "golden"
 SEED = 7  # of rotations
 
 
@@ -225,6 +226,23 @@ def test_batches_do_not_matter(sizes: list[int], is_float: bool) -> None:
     assert cut.rows_seen == whole.rows_seen
 
 
+@pytest.mark.parametrize("dim", [6, 1_000])  # where all rows of a window are kept, and one in four
+def test_stored_rows_are_not_copied(dim: int) -> None:
+    """Rows that stay where they lie give what copies give; copies do not change with the caller's array."""
+    rows = gaussian(5_500, dim)
+    frame = TileParameters.fit(np.zeros(dim), np.ones(dim), rotation_seed=SEED)
+    stored, copied = (DriftMonitor(dim, rotation_seed=SEED) for _ in range(2))
+    for piece in np.split(rows, range(330, 5_500, 330)):
+        theirs = piece.copy()
+        assert copied.update(theirs, frame) == stored.update(piece, frame, stored=True)
+        theirs[:] = np.inf
+    before = stored.recent()
+    assert stored.fit().to_bytes() == copied.fit().to_bytes()
+    np.testing.assert_array_equal(before, copied.recent())
+    rows += 1
+    np.testing.assert_array_equal(stored.recent(), before + 1)
+
+
 @settings(deadline=None, max_examples=15)
 @given(st.integers(0, 6_000))
 def test_restart(at: int) -> None:
@@ -249,17 +267,31 @@ def golden_monitor() -> DriftMonitor:
     return monitor
 
 
-def test_stored_form() -> None:
-    """Version 1 is read as it was written, and goes on."""
-    restored = DriftMonitor.from_state(msgpack.unpackb(GOLDEN.read_bytes()), DriftSettings(window_rows=64))
+@pytest.mark.parametrize("version", [1, 2])
+def test_stored_form(version: int) -> None:
+    """Every version is read as it was written, and goes on."""
+    stored = msgpack.unpackb((GOLDEN / f"drift_version_{version}.msgpack").read_bytes())
+    restored = DriftMonitor.from_state(stored, DriftSettings(window_rows=64))
     monitor = golden_monitor()
     assert restored.rows_seen == monitor.rows_seen == 384
     frame = TileParameters.fit(np.zeros(3), np.ones(3))
+    assert restored.recent().tobytes() == monitor.recent().tobytes()
     (found,), (wanted,) = (each.update(gaussian(60, 3, seed=1), frame) for each in (restored, monitor))
     assert isinstance(found, DriftWindow)
     assert isinstance(wanted, DriftWindow)
     assert found.psi == pytest.approx(wanted.psi)
     assert found.p_value == pytest.approx(wanted.p_value)
+
+
+def test_version_1_held_rows_rotated() -> None:
+    """They come back in original coordinates, to float32's rounding."""
+    monitor = DriftMonitor(5, DriftSettings(window_rows=64), rotation_seed=SEED)
+    monitor.update(gaussian(200, 5), None)
+    state = monitor.state()
+    rows = [np.frombuffer(chunk, np.float32).reshape(-1, 5) for chunk in state["recent"].pop("rows")]
+    state["recent"]["sample"] = [rotate(chunk, SEED).tobytes() for chunk in rows]
+    restored = DriftMonitor.from_state({**state, "version": 1}, DriftSettings(window_rows=64))
+    np.testing.assert_allclose(restored.recent(), monitor.recent(), atol=1e-5)
 
 
 def test_other_settings_after_a_restart() -> None:
@@ -275,7 +307,7 @@ def test_other_settings_after_a_restart() -> None:
 @given(st.data())
 def test_hostile_state(data: st.DataObject) -> None:
     """A field that is missing or of another kind, length or range is refused as corrupt, wherever it lies."""
-    state = msgpack.unpackb(GOLDEN.read_bytes())
+    state = msgpack.unpackb((GOLDEN / "drift_version_2.msgpack").read_bytes())
     inside = state
     while True:
         names = sorted(inside)

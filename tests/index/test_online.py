@@ -408,6 +408,18 @@ def test_raw_segments_are_given_back():
     assert len(raw.segments()) <= 3
 
 
+def test_views_outlast_what_is_forgotten():
+    """Rows in memory, looked at without copying: read-only, the same after their segment was released."""
+    raw = MemoryRawVectors(DIM)
+    rows = gaussian(3 * (4_194_304 // (4 * DIM)))
+    ids = raw.append(rows)
+    views = raw.views(ids)
+    assert raw.forget(frozenset()) == {0, 1}
+    assert len(views) == 3
+    np.testing.assert_array_equal(np.concatenate(views), rows)
+    assert not any(view.flags.writeable for view in views)
+
+
 def test_without_raw_vectors_a_fifth_world_is_declined():
     """Where no frame can be emptied, upkeep says so and ends; it does not try for ever."""
     index = OnlineIndex(DIM, raw=None, drift=DriftSettings(window_rows=256))

@@ -55,6 +55,8 @@ def test_rows_read_back_in_any_order(
         assert len(np.unique(all_ids)) == len(all_ids)
         picked = np.random.default_rng(seed).integers(0, len(all_ids), 2 * len(all_ids))
         np.testing.assert_array_equal(raw.read(all_ids[picked]), all_rows[picked])
+        np.testing.assert_array_equal(np.concatenate(raw.views(all_ids[picked])), all_rows[picked])
+        assert len(raw.views(all_ids)) == -(-len(all_ids) // segment_rows)
     raw.close()
 
 
@@ -109,6 +111,7 @@ def test_forget_keeps_what_is_live_held_or_open(tmp_path: Path) -> None:
     """Files go only when nothing needs them; a segment that is gone can neither be held nor read."""
     raw = FileRawVectors(tmp_path, 4, {}, segment_rows=2)
     ids = raw.append(vectors(9, 4))
+    views = raw.views(ids)
     raw.hold(frozenset({0, 1}))
     raw.hold_only(frozenset({1}))
     assert raw.forget(frozenset({2})) == {0, 3}
@@ -121,6 +124,8 @@ def test_forget_keeps_what_is_live_held_or_open(tmp_path: Path) -> None:
         raw.read(ids[:1])
     raw.sync()
     raw.close()
+    np.testing.assert_array_equal(np.concatenate(views), vectors(9, 4))
+    assert not any(view.flags.writeable for view in views)
 
 
 def test_what_append_and_read_refuse(tmp_path: Path) -> None:
