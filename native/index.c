@@ -30,10 +30,10 @@ int dl_open(const dl_config *config, dl_index **out)
     pthread_mutex_init(&ix->pages, NULL);
     atomic_store(&ix->clock, 1);
     atomic_store(&ix->entry, NONE);
-    ix->places = dl_zalloc(MAX_SLABS * sizeof *ix->places);
-    ix->slabs = dl_zalloc(MAX_SLABS * sizeof *ix->slabs);
-    ix->segments = dl_zalloc(MAX_SEGMENTS * sizeof *ix->segments);
-    ix->segment_rows = dl_zalloc(MAX_SEGMENTS * sizeof *ix->segment_rows);
+    ix->places = table_new(MAX_SLABS * sizeof *ix->places);
+    ix->slabs = table_new(MAX_SLABS * sizeof *ix->slabs);
+    ix->segments = table_new(MAX_SEGMENTS * sizeof *ix->segments);
+    ix->segment_rows = table_new(MAX_SEGMENTS * sizeof *ix->segment_rows);
     if (!ix->places || !ix->slabs || !ix->segments || !ix->segment_rows) {
         dl_close(ix);
         return DL_ENOMEM;
@@ -56,10 +56,10 @@ void dl_close(dl_index *ix)
         reader_free(ix, r);
     }
     pages_free(ix);
-    free(ix->places);
-    free((void *)ix->slabs);
-    free((void *)ix->segments);
-    free(ix->segment_rows);
+    table_free(ix->places, MAX_SLABS * sizeof *ix->places);
+    table_free((void *)ix->slabs, MAX_SLABS * sizeof *ix->slabs);
+    table_free((void *)ix->segments, MAX_SEGMENTS * sizeof *ix->segments);
+    table_free(ix->segment_rows, MAX_SEGMENTS * sizeof *ix->segment_rows);
     free(ix->buckets);
     free(ix->free_slots);
     free(ix->fresh.items);
@@ -125,26 +125,6 @@ typedef struct {
 } item;
 
 enum { ALONE_NEEDED = 1 }; /* of insertion: nothing was changed, and the structure must be held alone */
-
-static size_t record_bytes(const dl_index *ix, const item *new)
-{
-    return sizeof(record) + new->level * ix->config.m * sizeof(uint32_t) + new->key_size + new->payload_size;
-}
-
-static record *record_new(const dl_index *ix, const item *new)
-{
-    record *r = dl_alloc(record_bytes(ix, new));
-    if (!r)
-        return NULL;
-    r->key_size = (uint16_t)new->key_size;
-    r->payload_size = (uint32_t)new->payload_size;
-    r->level = new->level;
-    memset((void *)r->upper, 0xFF, new->level * ix->config.m * sizeof(uint32_t));
-    memcpy(key_of(ix, r), new->key, new->key_size);
-    if (new->payload_size)
-        memcpy(key_of(ix, r) + new->key_size, new->payload, new->payload_size);
-    return r;
-}
 
 /* Geometric, from the seed and the count of insertions: the same order gives the same graph. */
 static uint8_t level_draw(dl_index *ix)
@@ -230,7 +210,7 @@ static int insert_item(dl_index *ix, reader *r, const item *new, bool alone, uin
     uint32_t slot = NONE;
     if (!row_exists(ix, new->row))
         return DL_EINVAL;
-    record *made = record_new(ix, new);
+    record *made = record_new(ix, new->level, new->key, new->key_size, new->payload, new->payload_size);
     if (!made)
         return DL_ENOMEM;
     pthread_mutex_lock(&ix->commit);
@@ -242,7 +222,7 @@ static int insert_item(dl_index *ix, reader *r, const item *new, bool alone, uin
         frame_of(ix, id)->rows++;
     pthread_mutex_unlock(&ix->commit);
     if (code != DL_OK) {
-        free(made);
+        record_free(ix, made);
         return code;
     }
     slab *s = slab_of(ix, slot);
@@ -251,7 +231,6 @@ static int insert_item(dl_index *ix, reader *r, const item *new, bool alone, uin
     block_put(ix, b, i, id, r->plain, r->turned, r->codes);
     atomic_store_explicit(&block_head(ix, b, i)->flags, UNBORN, memory_order_release);
     atomic_store(&s->records[i], made);
-    atomic_fetch_add(&ix->key_bytes, record_bytes(ix, new));
     s->level[i] = new->level;
     atomic_store(&s->row[i], new->row);
     set_state(ix, slot, SLOT_UNLINKING); /* occupied, and nobody's parent yet */

@@ -173,6 +173,8 @@ typedef struct {
 
 typedef struct chunk chunk;
 typedef struct piece piece;
+typedef struct cell cell;
+#define CELL_MOST ((size_t)512) /* bytes of a record that is a cell; beyond, malloc's header is little */
 
 /* Slots that a search may return. */
 typedef struct {
@@ -232,6 +234,8 @@ struct dl_index {
     _Atomic(reader *) readers;
     chunk *chunks;          /* pages.c */
     piece *given;
+    cell *cells[CELL_MOST / 8 + 1]; /* given back, by size */
+    uint8_t *run, *run_end;         /* what new cells are carved from */
     _Atomic size_t link_bytes, key_bytes, block_bytes;
 };
 
@@ -388,6 +392,8 @@ void leave_structure(dl_index *ix);
 void lock_slot(dl_index *ix, uint32_t slot);
 void unlock_slot(dl_index *ix, uint32_t slot);
 
+record *record_new(dl_index *ix, uint8_t level, const uint8_t *key, size_t key_size, const uint8_t *payload, size_t payload_size);
+void record_free(dl_index *ix, record *r);
 int slab_add(dl_index *ix);
 void slab_free(dl_index *ix, slab *s);
 int slot_take(dl_index *ix, uint32_t *slot);
@@ -407,6 +413,10 @@ void to_plain(const dl_index *ix, const float *x, float *plain);
 void *pages_take(dl_index *ix, size_t bytes);
 void pages_give(dl_index *ix, void *memory, size_t bytes);
 void pages_free(dl_index *ix);
+void *cell_take(dl_index *ix, size_t bytes);
+void cell_give(dl_index *ix, void *memory, size_t bytes);
+void *table_new(size_t bytes);
+void table_free(void *table, size_t bytes);
 
 reader *reader_enter(dl_index *ix, uint64_t *now);
 void reader_leave(reader *r);

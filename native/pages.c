@@ -1,5 +1,9 @@
-/* Memory for blocks and links: carved from large chunks that ask for huge pages, since a walk jumps all over it and each jump
- * would miss the TLB. A piece that is given back is used again by the next of its size; meanwhile the system has its pages. */
+/* Memory for slabs, blocks, links and records: carved from large chunks that ask for huge pages, since a walk jumps all over it
+ * and each jump would miss the TLB. A piece that is given back is used again by the next of its size; meanwhile the system has
+ * its pages. Nothing that stays lies in malloc's heap: between what stays, what the caller takes for a moment leaves holes there.
+ *
+ * Records are small and many: they are *cells*, whose sizes are multiples of 8 bytes without a header. A cell that is given back
+ * is used again by the next of its size, so cells never take more than the most there was of each size. */
 #if !defined(_DEFAULT_SOURCE)
 #define _DEFAULT_SOURCE /* MAP_ANONYMOUS, madvise */
 #endif
@@ -7,9 +11,15 @@
 
 #include "internal.h"
 
+#if defined(__linux__) && !defined(MADV_COLLAPSE)
+#define MADV_COLLAPSE 25 /* since Linux 6.1; older ones refuse it */
+#endif
+
 #define HUGE ((size_t)2 << 20)
 #define CHUNK ((size_t)64 << 20) /* of address space; memory comes as it is touched */
 #define PAGE ((size_t)4096)
+#define RUN ((size_t)64 << 10) /* from which cells are carved */
+#define CELL_UNIT ((size_t)8)
 
 /* A piece that was given back; lies at its own beginning. */
 struct piece {
@@ -17,9 +27,14 @@ struct piece {
     size_t bytes;
 };
 
+struct cell {
+    cell *next;
+};
+
 struct chunk {
     chunk *next;
     uint8_t *memory, *at, *end;
+    uint8_t *huge; /* as far as huge pages were asked for */
     size_t mapped;
 };
 
@@ -50,7 +65,49 @@ void pages_free(dl_index *ix)
 {
     (void)ix;
 }
+
+void *cell_take(dl_index *ix, size_t bytes)
+{
+    (void)ix;
+    return dl_alloc(bytes);
+}
+
+void cell_give(dl_index *ix, void *memory, size_t bytes)
+{
+    (void)ix, (void)bytes;
+    free(memory);
+}
+
+void *table_new(size_t bytes)
+{
+    return dl_zalloc(bytes);
+}
+
+void table_free(void *table, size_t bytes)
+{
+    (void)bytes;
+    free(table);
+}
 #else
+
+/* Whether the system may back these pages by huge ones, now or later. */
+static void allow_huge(void *memory, size_t bytes, bool huge)
+{
+#if defined(MADV_HUGEPAGE) && defined(MADV_NOHUGEPAGE)
+    madvise(memory, bytes, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+#else
+    (void)memory, (void)bytes, (void)huge;
+#endif
+}
+
+static void *mapped(size_t bytes)
+{
+    void *memory = dl_refused() ? MAP_FAILED : mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED)
+        return NULL;
+    allow_huge(memory, bytes, false);
+    return memory;
+}
 
 static chunk *chunk_new(size_t least)
 {
@@ -58,17 +115,37 @@ static chunk *chunk_new(size_t least)
     if (!c)
         return NULL;
     c->mapped = (least > CHUNK ? least : CHUNK) + HUGE;
-    c->memory = dl_refused() ? MAP_FAILED : mmap(NULL, c->mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (c->memory == MAP_FAILED) {
+    c->memory = mapped(c->mapped);
+    if (!c->memory) {
         free(c);
         return NULL;
     }
-    c->at = c->memory + (HUGE - (uintptr_t)c->memory % HUGE) % HUGE;
+    c->huge = c->at = c->memory + (HUGE - (uintptr_t)c->memory % HUGE) % HUGE;
     c->end = c->memory + c->mapped;
-#if defined(MADV_HUGEPAGE)
-    madvise(c->at, (size_t)(c->end - c->at), MADV_HUGEPAGE); /* a wish: small pages do too */
-#endif
     return c;
+}
+
+/* Huge pages for what is carved completely: asked for sooner, the last would take 2 MB for whatever of it is used. They are a
+ * wish: small pages do too. */
+static void ask_huge(chunk *c)
+{
+    uint8_t *whole = c->at - (uintptr_t)c->at % HUGE;
+    if (whole <= c->huge)
+        return;
+    allow_huge(c->huge, (size_t)(whole - c->huge), true);
+#if defined(MADV_COLLAPSE)
+    madvise(c->huge, (size_t)(whole - c->huge), MADV_COLLAPSE); /* or small ones that are there already would stay for long */
+#endif
+    c->huge = whole;
+}
+
+/* The whole pages inside a piece, perhaps none. */
+static uint8_t *whole_pages(void *memory, size_t bytes, size_t *inside)
+{
+    uint8_t *begin = memory, *end = begin + bytes;
+    uint8_t *first = begin + PAGE - (uintptr_t)begin % PAGE, *last = end - (uintptr_t)end % PAGE;
+    *inside = last > first ? (size_t)(last - first) : 0;
+    return first;
 }
 
 static void *take_given(dl_index *ix, size_t bytes)
@@ -78,9 +155,28 @@ static void *take_given(dl_index *ix, size_t bytes)
             piece *found = *at;
             *at = found->next;
             *found = (piece){0};
+            size_t inside;
+            uint8_t *first = whole_pages(found, bytes, &inside);
+            allow_huge(first, inside, true);
             return found;
         }
     return NULL;
+}
+
+/* The next bytes of the chunks; pages lock. */
+static void *carve(dl_index *ix, size_t bytes)
+{
+    if (!ix->chunks || (size_t)(ix->chunks->end - ix->chunks->at) < bytes) {
+        chunk *c = chunk_new(bytes);
+        if (!c)
+            return NULL;
+        c->next = ix->chunks;
+        ix->chunks = c;
+    }
+    void *memory = ix->chunks->at;
+    ix->chunks->at += bytes;
+    ask_huge(ix->chunks);
+    return memory;
 }
 
 /* Zeroed, 64-byte aligned; NULL if there is none. */
@@ -88,39 +184,29 @@ void *pages_take(dl_index *ix, size_t bytes)
 {
     bytes = (bytes + 63) & ~(size_t)63;
     pthread_mutex_lock(&ix->pages);
-    uint8_t *memory = take_given(ix, bytes);
-    if (!memory && (!ix->chunks || (size_t)(ix->chunks->end - ix->chunks->at) < bytes)) {
-        chunk *c = chunk_new(bytes);
-        if (c) {
-            c->next = ix->chunks;
-            ix->chunks = c;
-        } else {
-            pthread_mutex_unlock(&ix->pages);
-            return NULL;
-        }
-    }
-    if (!memory) {
-        memory = ix->chunks->at;
-        ix->chunks->at += bytes;
-    }
+    void *memory = take_given(ix, bytes);
+    if (!memory)
+        memory = carve(ix, bytes);
     pthread_mutex_unlock(&ix->pages);
     return memory;
 }
 
-/* Whole pages inside the piece go to the system, which zeroes them; the rest is zeroed here. */
+/* Whole pages inside the piece go to the system, which zeroes them; the rest is zeroed here. Small pages only, until it is used
+ * again: the system would make a huge page around the few bytes that stay, all of it memory. */
 void pages_give(dl_index *ix, void *memory, size_t bytes)
 {
     if (!memory)
         return;
     bytes = (bytes + 63) & ~(size_t)63;
-    uint8_t *begin = memory, *end = begin + bytes;
-    uint8_t *first = begin + PAGE - (uintptr_t)begin % PAGE, *last = end - (uintptr_t)end % PAGE;
-    memset(begin, 0, first < end ? (size_t)(first - begin) : bytes);
-    if (last > first) {
-        madvise(first, (size_t)(last - first), MADV_DONTNEED);
-        memset(last, 0, (size_t)(end - last));
-    } else if (first < end) {
-        memset(first, 0, (size_t)(end - first));
+    size_t inside;
+    uint8_t *first = whole_pages(memory, bytes, &inside), *begin = memory;
+    if (inside) {
+        allow_huge(first, inside, false);
+        madvise(first, inside, MADV_DONTNEED);
+        memset(begin, 0, (size_t)(first - begin));
+        memset(first + inside, 0, bytes - inside - (size_t)(first - begin));
+    } else {
+        memset(begin, 0, bytes);
     }
     pthread_mutex_lock(&ix->pages);
     piece *p = memory;
@@ -128,6 +214,68 @@ void pages_give(dl_index *ix, void *memory, size_t bytes)
     p->next = ix->given;
     ix->given = p;
     pthread_mutex_unlock(&ix->pages);
+}
+
+static void free_cell(dl_index *ix, void *memory, size_t bytes)
+{
+    cell *c = memory;
+    c->next = ix->cells[bytes / CELL_UNIT];
+    ix->cells[bytes / CELL_UNIT] = c;
+}
+
+/* Not zeroed, 8-byte aligned; NULL if there is none. */
+void *cell_take(dl_index *ix, size_t bytes)
+{
+    bytes = (bytes + CELL_UNIT - 1) & ~(CELL_UNIT - 1);
+    if (bytes > CELL_MOST)
+        return dl_alloc(bytes);
+    if (dl_refused())
+        return NULL;
+    pthread_mutex_lock(&ix->pages);
+    cell *memory = ix->cells[bytes / CELL_UNIT];
+    size_t left = (size_t)(ix->run_end - ix->run);
+    if (memory) {
+        ix->cells[bytes / CELL_UNIT] = memory->next;
+    } else if (left < bytes) {
+        uint8_t *run = carve(ix, RUN);
+        if (run && left)
+            free_cell(ix, ix->run, left);
+        if (run) {
+            ix->run = run;
+            ix->run_end = run + RUN;
+        }
+        left = run ? RUN : 0;
+    }
+    if (!memory && left) {
+        memory = (cell *)(void *)ix->run;
+        ix->run += bytes;
+    }
+    pthread_mutex_unlock(&ix->pages);
+    return memory;
+}
+
+void cell_give(dl_index *ix, void *memory, size_t bytes)
+{
+    bytes = (bytes + CELL_UNIT - 1) & ~(CELL_UNIT - 1);
+    if (bytes > CELL_MOST) {
+        free(memory);
+        return;
+    }
+    pthread_mutex_lock(&ix->pages);
+    free_cell(ix, memory, bytes);
+    pthread_mutex_unlock(&ix->pages);
+}
+
+/* Zeroed, and only what is touched takes memory: from malloc it may be used memory, zeroed by writing to all of it. */
+void *table_new(size_t bytes)
+{
+    return mapped(bytes);
+}
+
+void table_free(void *table, size_t bytes)
+{
+    if (table)
+        munmap(table, bytes);
 }
 
 void pages_free(dl_index *ix)

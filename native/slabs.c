@@ -114,13 +114,45 @@ void count_codes(dl_index *ix, uint32_t slot, int sign, uint8_t *codes)
         counts[d * 16 + (codes[d] >> 4)] += sign;
 }
 
+static size_t record_bytes(const dl_index *ix, size_t level, size_t key_size, size_t payload_size)
+{
+    return sizeof(record) + level * ix->config.m * sizeof(uint32_t) + key_size + payload_size;
+}
+
+/* Without a link yet. */
+record *record_new(dl_index *ix, uint8_t level, const uint8_t *key, size_t key_size, const uint8_t *payload, size_t payload_size)
+{
+    size_t bytes = record_bytes(ix, level, key_size, payload_size);
+    record *r = cell_take(ix, bytes);
+    if (!r)
+        return NULL;
+    r->key_size = (uint16_t)key_size;
+    r->payload_size = (uint32_t)payload_size;
+    r->level = level;
+    memset((void *)r->upper, 0xFF, level * ix->config.m * sizeof(uint32_t));
+    memcpy(key_of(ix, r), key, key_size);
+    if (payload_size)
+        memcpy(key_of(ix, r) + key_size, payload, payload_size);
+    atomic_fetch_add(&ix->key_bytes, bytes);
+    return r;
+}
+
+void record_free(dl_index *ix, record *r)
+{
+    if (!r)
+        return;
+    size_t bytes = record_bytes(ix, r->level, r->key_size, r->payload_size);
+    atomic_fetch_sub(&ix->key_bytes, bytes);
+    cell_give(ix, r, bytes);
+}
+
 /* Commit lock, or the structure alone. */
 int slab_add(dl_index *ix)
 {
     uint32_t count = atomic_load(&ix->slab_count);
     if (count == MAX_SLABS)
         return DL_EFULL;
-    slab *s = dl_zalloc(sizeof *s);
+    slab *s = pages_take(ix, sizeof *s);
     if (!s)
         return DL_ENOMEM;
     size_t link_bytes = (size_t)DL_SLAB * ix->links0 * sizeof(uint32_t);
@@ -128,7 +160,7 @@ int slab_add(dl_index *ix)
     block *b = s->links ? block_new(ix, frame_of(ix, ix->write_frame)->is_float) : NULL;
     if (!b) {
         pages_give(ix, (void *)s->links, link_bytes);
-        free(s);
+        pages_give(ix, s, sizeof *s);
         return DL_ENOMEM;
     }
     atomic_fetch_add(&ix->link_bytes, link_bytes);
@@ -147,10 +179,10 @@ int slab_add(dl_index *ix)
 void slab_free(dl_index *ix, slab *s)
 {
     for (uint32_t i = 0; i < DL_SLAB; i++)
-        free(atomic_load(&s->records[i]));
+        record_free(ix, atomic_load(&s->records[i]));
     block_free(ix, s->block);
     pages_give(ix, (void *)s->links, (size_t)DL_SLAB * ix->links0 * sizeof(uint32_t));
-    free(s);
+    pages_give(ix, s, sizeof *s);
 }
 
 /* A slot to write into: a freed one first, so that memory stays dense. Commit lock. */
@@ -186,10 +218,7 @@ void slot_release(dl_index *ix, uint32_t slot)
 {
     slab *s = slab_of(ix, slot);
     uint32_t i = slot & SLAB_MASK;
-    record *r = atomic_load(&s->records[i]);
-    if (r)
-        atomic_fetch_sub(&ix->key_bytes, sizeof *r + r->key_size + r->payload_size + r->level * ix->config.m * sizeof(uint32_t));
-    free(r);
+    record_free(ix, atomic_load(&s->records[i]));
     atomic_store(&s->records[i], NULL);
     frame_of(ix, block_head(ix, s->block, i)->frame)->rows--;
     memset((void *)(s->links + (size_t)i * ix->links0), 0xFF, ix->links0 * sizeof(uint32_t));

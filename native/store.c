@@ -186,17 +186,10 @@ static int load_key(dl_index *ix, slab *s, uint32_t i, uint8_t level, source *in
     if (in->failed || !key_size || key_size > DL_MAX_KEY || payload_size >= 1u << 24 ||
         !(bytes = take(in, key_size + (size_t)payload_size)))
         return DL_ECORRUPT;
-    size_t upper = level * ix->config.m * sizeof(uint32_t), size = sizeof(record) + upper + key_size + payload_size;
-    record *r = dl_alloc(size);
+    record *r = record_new(ix, level, bytes, key_size, bytes + key_size, payload_size);
     if (!r)
         return DL_ENOMEM;
-    r->key_size = key_size;
-    r->payload_size = payload_size;
-    r->level = level;
-    memset((void *)r->upper, 0xFF, upper);
-    memcpy(key_of(ix, r), bytes, key_size + (size_t)payload_size);
     atomic_store(&s->records[i], r);
-    atomic_fetch_add(&ix->key_bytes, size);
     return DL_OK;
 }
 
