@@ -2,15 +2,16 @@
 
 import copy
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorruptIndex, InvalidInput
-from ..native import rotate, unrotate
+from ..native import bin_counts, rotate, unrotate
 from .packing import array_bytes, arrays_of, items, mapping, number
-from .statistics import Moments
+from .statistics import SPAN, Moments
 from .tile import TileParameters
 
 __all__ = ["Recent"]
@@ -103,13 +104,16 @@ class Recent:
 
     def fit(self, pending: Vectors) -> TileParameters:
         """Parameters for a new frame, from all rows so far and `pending`; a histogram of the kept rows."""
-        rows = self._rotated(self.rows(pending))
-        if not len(rows):
+        chunks = [*self._sample, [pending]]
+        rows = sum(len(part) for chunk in chunks for part in chunk)
+        if not rows:
             raise InvalidInput("no row has been seen yet that a frame could be fitted to")
         moments = copy.copy(self._all[1])
         moments.merge(self._window[1])
-        moments.update(rows[len(rows) - len(pending) :])
-        return TileParameters.fit(*moments.value(), rotation_seed=self._seed, sample=rows)
+        moments.update(self._rotated(pending))
+        bare = TileParameters.fit(*moments.value(), rotation_seed=self._seed)
+        counts = sum(bin_counts(bare.encode(np.concatenate(chunk))) for chunk in chunks)
+        return replace(bare, counts=counts, rows=rows)
 
     def rows(self, pending: Vectors) -> Vectors:
         """The kept rows and `pending`, oldest first."""
@@ -117,15 +121,17 @@ class Recent:
 
     def excess(self, pending: Vectors, bits: int) -> float:
         """By what share a fit of the older half of the kept rows codes the newer half worse than its own."""
-        rows = self._rotated(self.rows(pending))
+        rows = self.rows(pending)
         older, newer = rows[: len(rows) // 2], rows[len(rows) // 2 :]
         if not len(older):
             return np.inf
         errors: list[float] = []
         for half in (older, newer):
             moments = Moments(self.dim)
-            moments.update(half)
-            errors.append(TileParameters.fit(*moments.value()).error(newer, bits))
+            for start in range(0, len(half), SPAN):
+                moments.update(self._rotated(half[start : start + SPAN]))
+            fitted = TileParameters.fit(*moments.value(), rotation_seed=self._seed)
+            errors.append(fitted.error(newer, bits))
         return errors[0] / errors[1] - 1 if errors[1] > 0 else 0.0
 
     def state(self) -> dict[str, Any]:

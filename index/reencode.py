@@ -18,6 +18,7 @@ from ..native import FRAMES, SLAB, Core
 from .drift import GAIN_BITS
 from .events import Event, ReencodeDeclined, ReencodeFinished, ReencodeProgress, ReencodeStarted
 from .frames import Frame, Frames
+from .statistics import SPAN
 from .tile import TileParameters
 
 __all__ = ["Reencoder"]
@@ -26,12 +27,6 @@ SAMPLE = 256  # rows of a slab that the survey codes: its gain is known to a few
 PROGRESS_STEPS = 10  # progress events of one re-encode
 
 Vectors = NDArray[np.float32]
-
-
-def _row_errors(parameters: TileParameters, rotated: Vectors) -> NDArray[np.float64]:
-    """float64 [n]: squared error of each row of float32 [n, dim], in rotated coordinates, at GAIN_BITS."""
-    difference = rotated - parameters.decode_rotated(parameters.encode_rotated(rotated), GAIN_BITS)
-    return np.einsum("ij,ij->i", difference, difference, dtype=np.float64)
 
 
 def _fit(rotated: Vectors, like: TileParameters) -> TileParameters:
@@ -43,7 +38,7 @@ def _fit(rotated: Vectors, like: TileParameters) -> TileParameters:
 
 def _log_ratio(worse: TileParameters, better: TileParameters, rotated: Vectors) -> float:
     """Logarithm of the ratio of their mean squared errors; 0 where neither makes one."""
-    before, after = _row_errors(better, rotated).mean(), _row_errors(worse, rotated).mean()
+    before, after = better.error_rotated(rotated, GAIN_BITS), worse.error_rotated(rotated, GAIN_BITS)
     return math.log(after / before) if before > 0 and after > 0 else 0.0
 
 
@@ -154,13 +149,18 @@ class Reencoder:
     # ---- survey
 
     def _errors(
-        self, x: Vectors, lanes: NDArray[np.uint8]
+        self, rows: NDArray[np.uint64], lanes: NDArray[np.uint8]
     ) -> tuple[NDArray[np.float64], dict[int, NDArray[np.float64]]]:
         """Each row's error in its own frame (0 in floats), and in every tile frame, by lane."""
+        assert self._read is not None, "without raw vectors nothing is measured"
         tiles = self._frames.tiles
-        rotated = tiles[0][1].rotated(x)  # frames share one rotation
-        errors = {frame.lane: _row_errors(parameters, rotated) for frame, parameters in tiles}
-        own = np.zeros(len(x))
+        errors = {frame.lane: np.empty(len(rows)) for frame, _ in tiles}
+        for start in range(0, len(rows), SPAN):
+            span = slice(start, start + SPAN)
+            rotated = tiles[0][1].rotated(self._read(rows[span]))  # frames share one rotation
+            for frame, parameters in tiles:
+                errors[frame.lane][span] = parameters.row_errors(rotated, GAIN_BITS)
+        own = np.zeros(len(rows))
         for lane, of_lane in errors.items():
             own = np.where(lanes == lane, of_lane, own)
         return own, errors
@@ -176,7 +176,7 @@ class Reencoder:
                 self._moves.append(Move(slab, self._frames.write, len(rows), 0, 0, True))
             return
         chosen = np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(np.intp)
-        own, errors = self._errors(self._read(rows[chosen]), lanes[chosen])
+        own, errors = self._errors(rows[chosen], lanes[chosen])
         means = {lane: float(of_lane.mean()) for lane, of_lane in errors.items()}
         if self._leaving is not None:
             del means[self._leaving.lane]
@@ -227,7 +227,7 @@ class Reencoder:
         self._core.reencode(move.slab, move.to.lane)
         self._rows += len(rows)
         if self._read is not None and len(rows):
-            own, errors = self._errors(self._read(rows), lanes)
+            own, errors = self._errors(rows, lanes)
             self._before += float(own.sum())
             self._after += float(errors[move.to.lane].sum())
         done = self._done + 1

@@ -8,12 +8,13 @@ from numpy.typing import NDArray
 from ..errors import CorruptIndex, InvalidInput
 from .packing import array_bytes, array_of, mapping, number
 
-__all__ = ["LARGEST", "Moments", "as_rows"]
+__all__ = ["LARGEST", "SPAN", "Moments", "as_rows"]
 
 Vectors = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
 STATE_VERSION = 1
+SPAN = 64  # rows worked on at once: what is needed for a moment stays small, and leaves no holes in the heap
 LARGEST = 1e18  # of a component: its square, and a rotated vector's components, stay finite in float32
 
 
@@ -53,10 +54,13 @@ class Moments:
         """Take the rows of float32 or float64 [n, dim]."""
         if not len(x):
             return
-        rows = x.astype(np.float64)
-        mean = rows.mean(axis=0)
-        rows -= mean
-        self._add(float(len(rows)), mean, np.einsum("ij,ij->j", rows, rows))
+        batch = Moments(self.dim)
+        for start in range(0, len(x), SPAN):
+            rows = x[start : start + SPAN].astype(np.float64)
+            mean = rows.mean(axis=0)
+            rows -= mean
+            batch._add(float(len(rows)), mean, np.einsum("ij,ij->j", rows, rows))
+        self.merge(batch)
 
     def merge(self, other: "Moments") -> None:
         """Take what `other` has seen, as the newest rows."""

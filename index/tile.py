@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ..errors import CorruptIndex, InvalidInput
 from ..native import bin_counts, rotate, tile_decode, tile_encode, unrotate
 from .packing import array_bytes, array_of, message, message_of, number
-from .statistics import Moments, as_rows
+from .statistics import SPAN, Moments, as_rows
 
 __all__ = ["BINS", "BITS", "SPREAD", "TileEncoder", "TileParameters"]
 
@@ -163,14 +163,22 @@ class TileParameters:
 
     def error(self, x: Vectors, bits: int = 8) -> float:
         """Mean over rows of |x - decode(encode(x))|^2; 0 without rows."""
-        return self.error_rotated(self.rotated(as_rows(x, self.dim)), bits)
+        rows = as_rows(x, self.dim)
+        spans = (self.rotated(rows[start : start + SPAN]) for start in range(0, len(rows), SPAN))
+        return sum(float(self.row_errors(span, bits).sum()) for span in spans) / max(len(rows), 1)
 
     def error_rotated(self, rotated: Vectors, bits: int = 8) -> float:
         """The same of vectors that `rotated` has been applied to: a rotation keeps norms."""
-        if not len(rotated):
-            return 0.0
-        difference = rotated - self.decode_rotated(self.encode_rotated(rotated), bits)
-        return float(np.einsum("ij,ij->", difference, difference, dtype=np.float64)) / len(rotated)
+        return float(self.row_errors(rotated, bits).mean()) if len(rotated) else 0.0
+
+    def row_errors(self, rotated: Vectors, bits: int = 8) -> NDArray[np.float64]:
+        """float64 [n]: |x - decode(encode(x))|^2 of each row of float32 [n, dim] in rotated coordinates."""
+        errors = np.empty(len(rotated))
+        for start in range(0, len(rotated), SPAN):
+            rows = rotated[start : start + SPAN]
+            difference = rows - self.decode_rotated(self.encode_rotated(rows), bits)
+            np.einsum("ij,ij->i", difference, difference, dtype=np.float64, out=errors[start : start + SPAN])
+        return errors
 
     def to_bytes(self) -> bytes:
         fields = {
