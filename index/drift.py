@@ -139,14 +139,13 @@ class DriftMonitor:
         return found
 
     def _take_chunk(self, parts: list[Vectors], is_float: bool) -> None:
-        chunk = np.concatenate(parts)
-        self.rows_seen += len(chunk)
+        self.rows_seen += self._chunk_rows
+        if self._reference is None:
+            self._first.append(np.concatenate(parts))
+        else:
+            self._counts.append(self._reference.count(np.concatenate(parts)))
         # A frame may soon be fitted to few rows: while they are floats, and after a change. Take all of them.
         self._recent.add(parts, 1 if is_float or self._differing else self._stride)
-        if self._reference is None:
-            self._first.append(chunk)
-        else:
-            self._counts.append(self._reference.count(chunk))
 
     # ---- a window
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,23 @@ from .tile import TileParameters
 __all__ = ["Recent"]
 
 Vectors = NDArray[np.float32]
+
+
+def _strided(parts: list[Vectors], stride: int) -> list[Vectors]:
+    """Every `stride`-th row of what the parts are together, as views of them."""
+    taken: list[Vectors] = []
+    start = 0
+    for part in parts:
+        taken.append(part[start::stride])
+        start = (start - len(part)) % stride
+    return taken
+
+
+def _spans(parts: list[Vectors]) -> Iterator[Vectors]:
+    """What the parts are together, in spans that do not depend on how it was cut."""
+    rows = np.concatenate(parts)
+    for start in range(0, len(rows), SPAN):
+        yield rows[start : start + SPAN]
 
 
 class Recent:
@@ -52,15 +70,13 @@ class Recent:
 
         Of parts that own their rows a copy is kept; others are views of rows that stay where they lie.
         """
-        kept: list[Vectors] = []
-        start = 0  # row of the next part that is taken first
-        for part in parts:
-            rows = part[start::stride]
-            kept.append(rows.copy() if stride > 1 and part.flags.owndata else rows)
-            start = (start - len(part)) % stride
-        chunk = np.concatenate(kept)
-        for moments, rows in zip(self._window, (chunk, self._rotated(chunk)), strict=True):
-            moments.update(rows)
+        kept = [
+            rows.copy() if stride > 1 and part.flags.owndata else rows
+            for part, rows in zip(parts, _strided(parts, stride), strict=True)
+        ]
+        for rows in _spans(kept):
+            self._window[0].update(rows)
+            self._window[1].update(self._rotated(rows))
         self._sample.append(kept)
         self._open += 1
 
@@ -72,8 +88,7 @@ class Recent:
     def window_rows(self, chunks: int, most: int) -> Vectors:
         """At most `most` rotated rows, spread over the last chunks."""
         parts = [part for chunk in list(self._sample)[-chunks:] for part in chunk]
-        rows = np.concatenate(parts)
-        return self._rotated(rows[:: -(-len(rows) // most)])
+        return self._rotated(np.concatenate(_strided(parts, -(-sum(map(len, parts)) // most))))
 
     def close_window(self, differing: int) -> None:
         """The open window is over; `differing` windows running, with it, differ from what was before them."""
@@ -112,7 +127,7 @@ class Recent:
         moments.merge(self._window[1])
         moments.update(self._rotated(pending))
         bare = TileParameters.fit(*moments.value(), rotation_seed=self._seed)
-        counts = sum(bin_counts(bare.encode(np.concatenate(chunk))) for chunk in chunks)
+        counts = sum(bin_counts(bare.encode(part)) for chunk in chunks for part in chunk)
         return replace(bare, counts=counts, rows=rows)
 
     def rows(self, pending: Vectors) -> Vectors:
@@ -121,18 +136,29 @@ class Recent:
 
     def excess(self, pending: Vectors, bits: int) -> float:
         """By what share a fit of the older half of the kept rows codes the newer half worse than its own."""
-        rows = self.rows(pending)
-        older, newer = rows[: len(rows) // 2], rows[len(rows) // 2 :]
-        if not len(older):
+        chunks = [*self._sample, [pending]]
+        half = sum(len(part) for chunk in chunks for part in chunk) // 2
+        if not half:
             return np.inf
-        errors: list[float] = []
-        for half in (older, newer):
-            moments = Moments(self.dim)
-            for start in range(0, len(half), SPAN):
-                moments.update(self._rotated(half[start : start + SPAN]))
-            fitted = TileParameters.fit(*moments.value(), rotation_seed=self._seed)
-            errors.append(fitted.error(newer, bits))
+        older, newer = Moments(self.dim), Moments(self.dim)
+        for first, rows in self._rotated_spans(chunks):
+            cut = min(max(half - first, 0), len(rows))
+            older.update(rows[:cut])
+            newer.update(rows[cut:])
+        fits = [TileParameters.fit(*moments.value(), rotation_seed=self._seed) for moments in (older, newer)]
+        errors = [0.0, 0.0]
+        for first, rows in self._rotated_spans(chunks):
+            for i, fitted in enumerate(fits):
+                errors[i] += float(fitted.row_errors(rows[max(half - first, 0) :], bits).sum())
         return errors[0] / errors[1] - 1 if errors[1] > 0 else 0.0
+
+    def _rotated_spans(self, chunks: list[list[Vectors]]) -> Iterator[tuple[int, Vectors]]:
+        """The rows of chunks, some at once, each time with how many came before them."""
+        first = 0
+        for chunk in chunks:
+            for rows in _spans(chunk):
+                yield first, self._rotated(rows)
+                first += len(rows)
 
     def state(self) -> dict[str, Any]:
         """For `restore`.
