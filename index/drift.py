@@ -143,7 +143,7 @@ class DriftMonitor:
         if self._reference is None:
             self._first.append(np.concatenate(parts))
         else:
-            self._counts.append(self._reference.count(np.concatenate(parts)))
+            self._counts.append(self._reference.count(parts))
         # A frame may soon be fitted to few rows: while they are floats, and after a change. Take all of them.
         self._recent.add(parts, 1 if is_float or self._differing else self._stride)
 
@@ -188,7 +188,7 @@ class DriftMonitor:
         """It gives the ruler, and is what later windows are compared with."""
         self._recent.close_window(differing=0)
         self._reference = Reference(self._recent.ruler())
-        self._reference.learn(np.stack([self._reference.count(chunk) for chunk in self._first]))
+        self._reference.learn(np.stack([self._reference.count([chunk]) for chunk in self._first]))
         self._first = []
         return []
 
@@ -198,9 +198,12 @@ class DriftMonitor:
         The refit is to the window before: one to the window itself would know its bursts, and always win.
         """
         rows = self._recent.window_rows(CHUNKS, max(LEAST // 2, JUDGED // self.dim))
-        error = frame.error_rotated(rows, GAIN_BITS)
         rivals = others if self._recent.last_fit is None else (*others, self._recent.last_fit)
-        return error, min([error, *(rival.error_rotated(rows, GAIN_BITS) for rival in rivals)])
+        errors = [
+            float(np.concatenate([parameters.row_errors(some, GAIN_BITS) for some in rows]).mean())
+            for parameters in (frame, *rivals)
+        ]
+        return errors[0], min(errors)
 
     def _judge(self, comparison: Comparison | None, loss: float) -> str:
         """Whether a window differs, and by what."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..errors import CorruptIndex, InvalidInput
 from ..native import bin_counts, rotate, unrotate
 from .packing import array_bytes, arrays_of, items, mapping, number
-from .statistics import SPAN, Moments
+from .statistics import SPAN, Moments, spans
 from .tile import TileParameters
 
 __all__ = ["Recent"]
@@ -28,13 +28,6 @@ def _strided(parts: list[Vectors], stride: int) -> list[Vectors]:
         taken.append(part[start::stride])
         start = (start - len(part)) % stride
     return taken
-
-
-def _spans(parts: list[Vectors]) -> Iterator[Vectors]:
-    """What the parts are together, in spans that do not depend on how it was cut."""
-    rows = np.concatenate(parts)
-    for start in range(0, len(rows), SPAN):
-        yield rows[start : start + SPAN]
 
 
 class Recent:
@@ -74,7 +67,7 @@ class Recent:
             rows.copy() if stride > 1 and part.flags.owndata else rows
             for part, rows in zip(parts, _strided(parts, stride), strict=True)
         ]
-        for rows in _spans(kept):
+        for rows in spans(kept):
             self._window[0].update(rows)
             self._window[1].update(self._rotated(rows))
         self._sample.append(kept)
@@ -85,10 +78,10 @@ class Recent:
         """The parameters that suit the last closed window best."""
         return self._last
 
-    def window_rows(self, chunks: int, most: int) -> Vectors:
-        """At most `most` rotated rows, spread over the last chunks."""
+    def window_rows(self, chunks: int, most: int) -> list[Vectors]:
+        """At most `most` rotated rows, spread over the last chunks; some in each array."""
         parts = [part for chunk in list(self._sample)[-chunks:] for part in chunk]
-        return self._rotated(np.concatenate(_strided(parts, -(-sum(map(len, parts)) // most))))
+        return [self._rotated(rows) for rows in spans(_strided(parts, -(-sum(map(len, parts)) // most)))]
 
     def close_window(self, differing: int) -> None:
         """The open window is over; `differing` windows running, with it, differ from what was before them."""
@@ -119,46 +112,46 @@ class Recent:
 
     def fit(self, pending: Vectors) -> TileParameters:
         """Parameters for a new frame, from all rows so far and `pending`; a histogram of the kept rows."""
-        chunks = [*self._sample, [pending]]
-        rows = sum(len(part) for chunk in chunks for part in chunk)
+        parts = self._parts(pending)
+        rows = sum(map(len, parts))
         if not rows:
             raise InvalidInput("no row has been seen yet that a frame could be fitted to")
         moments = copy.copy(self._all[1])
         moments.merge(self._window[1])
         moments.update(self._rotated(pending))
         bare = TileParameters.fit(*moments.value(), rotation_seed=self._seed)
-        counts = sum(bin_counts(bare.encode(part)) for chunk in chunks for part in chunk)
+        counts = sum(bin_counts(bare.encode(some)) for some in spans(parts))
         return replace(bare, counts=counts, rows=rows)
 
     def rows(self, pending: Vectors) -> Vectors:
         """The kept rows and `pending`, oldest first."""
-        return np.concatenate([*(part for chunk in self._sample for part in chunk), pending])
+        return np.concatenate(self._parts(pending))
+
+    def _parts(self, pending: Vectors) -> list[Vectors]:
+        return [*(part for chunk in self._sample for part in chunk), pending]
 
     def excess(self, pending: Vectors, bits: int) -> float:
         """By what share a fit of the older half of the kept rows codes the newer half worse than its own."""
-        chunks = [*self._sample, [pending]]
-        half = sum(len(part) for chunk in chunks for part in chunk) // 2
+        parts = self._parts(pending)
+        half = sum(map(len, parts)) // 2
         if not half:
             return np.inf
         older, newer = Moments(self.dim), Moments(self.dim)
-        for first, rows in self._rotated_spans(chunks):
+        for first, rows in self._rotated_spans(parts):
             cut = min(max(half - first, 0), len(rows))
             older.update(rows[:cut])
             newer.update(rows[cut:])
         fits = [TileParameters.fit(*moments.value(), rotation_seed=self._seed) for moments in (older, newer)]
         errors = [0.0, 0.0]
-        for first, rows in self._rotated_spans(chunks):
+        for first, rows in self._rotated_spans(parts):
             for i, fitted in enumerate(fits):
                 errors[i] += float(fitted.row_errors(rows[max(half - first, 0) :], bits).sum())
         return errors[0] / errors[1] - 1 if errors[1] > 0 else 0.0
 
-    def _rotated_spans(self, chunks: list[list[Vectors]]) -> Iterator[tuple[int, Vectors]]:
-        """The rows of chunks, some at once, each time with how many came before them."""
-        first = 0
-        for chunk in chunks:
-            for rows in _spans(chunk):
-                yield first, self._rotated(rows)
-                first += len(rows)
+    def _rotated_spans(self, parts: list[Vectors]) -> Iterator[tuple[int, Vectors]]:
+        """The rows of the parts, some at once, each time with how many came before them."""
+        for before, rows in enumerate(spans(parts)):
+            yield before * SPAN, self._rotated(rows)
 
     def state(self) -> dict[str, Any]:
         """For `restore`.

@@ -20,6 +20,7 @@ degrees of freedom in a bursty stream never noticed that the commits drift.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -30,7 +31,7 @@ from numpy.typing import NDArray
 from ..errors import CorruptIndex
 from ..native import bin_counts
 from .packing import array_bytes, array_of, arrays_of, field, mapping, number
-from .statistics import Moments
+from .statistics import Moments, spans
 from .tile import BINS, TileParameters
 
 __all__ = ["CHUNKS", "Comparison", "Reference", "normal_score"]
@@ -92,9 +93,12 @@ class Reference:
     def rows(self) -> int:
         return int(self.counts[0].sum())
 
-    def count(self, rows: NDArray[np.float32]) -> Counts:
-        """int64 [dim, 16]: how rows fall on the ruler."""
-        return bin_counts(self.ruler.encode(rows))
+    def count(self, parts: Iterable[NDArray[np.float32]]) -> Counts:
+        """int64 [dim, 16]: how the rows of all parts fall on the ruler."""
+        counts = np.zeros((self.ruler.dim, BINS), np.int64)
+        for rows in spans(parts):
+            counts += bin_counts(self.ruler.encode(rows))
+        return counts
 
     def _features(self, counts: Counts, power: int = 1) -> Doubles:
         """[2, dim]: means over the counted rows of tile ** power and of tile ** (2 * power)."""

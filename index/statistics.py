@@ -1,5 +1,6 @@
 """Running statistics: two verbs, `update` and `value`, and `merge`."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 from ..errors import CorruptIndex, InvalidInput
 from .packing import array_bytes, array_of, mapping, number
 
-__all__ = ["LARGEST", "SPAN", "Moments", "as_rows"]
+__all__ = ["LARGEST", "SPAN", "Moments", "as_rows", "spans"]
 
 Vectors = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -29,6 +30,23 @@ def as_rows(x: Any, dim: int) -> Vectors:
         row, column = np.argwhere(~(np.abs(rows) <= LARGEST))[0]
         raise InvalidInput(f"vector {row} holds {rows[row, column]} in dimension {column}")
     return rows
+
+
+def spans(parts: Iterable[Vectors]) -> Iterator[Vectors]:
+    """What the parts are together, SPAN rows at a time, however it was cut into them."""
+    held: list[Vectors] = []
+    count = 0
+    for part in parts:
+        start = 0
+        while start < len(part):
+            held.append(part[start : start + SPAN - count])
+            start += len(held[-1])
+            count += len(held[-1])
+            if count == SPAN:
+                yield np.concatenate(held)
+                held, count = [], 0
+    if held:
+        yield np.concatenate(held)
 
 
 class Moments:

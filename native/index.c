@@ -60,8 +60,8 @@ void dl_close(dl_index *ix)
     table_free((void *)ix->slabs, MAX_SLABS * sizeof *ix->slabs);
     table_free((void *)ix->segments, MAX_SEGMENTS * sizeof *ix->segments);
     table_free(ix->segment_rows, MAX_SEGMENTS * sizeof *ix->segment_rows);
-    free(ix->buckets);
-    free(ix->free_slots);
+    table_free(ix->buckets, ((size_t)ix->bucket_mask + 1) * sizeof *ix->buckets);
+    table_free(ix->free_slots, ix->free_capacity * sizeof *ix->free_slots);
     free(ix->fresh.items);
     free(ix->dead.items);
     free(ix->limbo.items);

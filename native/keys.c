@@ -37,15 +37,15 @@ int map_reserve(dl_index *ix)
 {
     if (ix->buckets && ix->bucket_used + ix->linking + 1 <= (ix->bucket_mask + 1) / 4 * 3)
         return DL_OK;
-    uint32_t size = ix->buckets ? 2 * (ix->bucket_mask + 1) : 64;
-    uint32_t *buckets = dl_alloc(size * sizeof *buckets);
+    uint32_t size = ix->buckets ? 2 * (ix->bucket_mask + 1) : DL_SLAB;
+    uint32_t *buckets = table_new((size_t)size * sizeof *buckets);
     if (!buckets)
         return DL_ENOMEM;
     memset(buckets, 0xFF, size * sizeof *buckets);
     for (uint32_t i = 0; ix->buckets && i <= ix->bucket_mask; i++)
         if (ix->buckets[i] != NONE)
             place_slot(buckets, size - 1, home_of(ix, ix->buckets[i], size - 1), ix->buckets[i]);
-    free(ix->buckets);
+    table_free(ix->buckets, ((size_t)ix->bucket_mask + 1) * sizeof *buckets);
     ix->buckets = buckets;
     ix->bucket_mask = size - 1;
     return DL_OK;

@@ -201,9 +201,12 @@ int slot_take(dl_index *ix, uint32_t *slot)
     /* room for its return is made now, so that releasing cannot fail */
     if (ix->free_capacity < (size_t)next + 1) {
         size_t capacity = ix->free_capacity ? 2 * ix->free_capacity : DL_SLAB;
-        uint32_t *slots = dl_grow(ix->free_slots, capacity * sizeof *slots);
+        uint32_t *slots = table_new(capacity * sizeof *slots); /* what is never released is never touched */
         if (!slots)
             return DL_ENOMEM;
+        if (ix->free_count)
+            memcpy(slots, ix->free_slots, ix->free_count * sizeof *slots);
+        table_free(ix->free_slots, ix->free_capacity * sizeof *slots);
         ix->free_slots = slots;
         ix->free_capacity = capacity;
     }

@@ -327,7 +327,7 @@ static int rebuild(dl_index *ix, uint32_t slots, uint8_t *codes)
     }
     if (used != slots)
         return DL_ECORRUPT;
-    ix->free_slots = dl_alloc((slots + 1) * sizeof *ix->free_slots);
+    ix->free_slots = table_new((slots + 1) * sizeof *ix->free_slots);
     if (!ix->free_slots)
         return DL_ENOMEM;
     ix->free_capacity = slots + 1;
