@@ -53,6 +53,26 @@ def test_search_finds_what_brute_force_finds(metric: str, rotated: bool, dim: in
     assert (np.diff(found, axis=1) >= 0).all()
 
 
+def test_keys_and_payloads_of_all_sizes_come_and_go():
+    """Replaced by ones of other sizes, each is itself while it lives; at the end they take no memory."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(1500, 8)).astype(np.float32)
+    core = core_of(x, m=4, tile=tile_of(x))
+    keys = [bytes([number % 251]) * (number + 1) for number in range(300)]
+    for start in range(0, 1500, 300):
+        payloads = [rng.bytes(int(size)) for size in rng.integers(0, 700, 300)]
+        rows = np.arange(start, start + 300, dtype=np.uint64)
+        core.upsert(keys, payloads, x[start : start + 300], rows)
+        settle(core)
+        answers, _ = core.get(keys)
+        assert [found[0] for found in answers.keys] == keys
+        assert [found[0] or b"" for found in answers.payloads] == payloads
+    core.check(codes=True)
+    core.delete(keys)
+    settle(core)
+    assert core.usage().keys == 1024 * 4, "only the empty buckets"
+
+
 def test_codes_alone_rank_well():
     """Without raw vectors, eight bits keep recall@10 above 0.97 on Gaussian data; the distances are near the
     true ones."""
