@@ -134,6 +134,21 @@ typedef struct {
     uint32_t size, capacity;
 } heap;
 
+enum { POOL_MOST = 1024 }; /* entries that a walk keeps sorted; a wider one keeps heaps */
+
+/* How far a walk goes. It keeps the `most` nearest and ends where the next one is farther than `ratio` times the k-th of them, though
+ * not before the `least` nearest are walked from. */
+typedef struct {
+    uint32_t k, least, most;
+    float ratio;
+} extent;
+
+/* As Malkov & Yashunin do: all of the `ef` nearest are walked from. */
+static inline extent fixed_extent(uint32_t ef)
+{
+    return (extent){ef, ef, ef, 1};
+}
+
 /* One thread's memory, for a search or an insertion. Kept on a list that only grows, claimed by compare-and-swap. */
 typedef struct reader {
     struct reader *next;
@@ -142,9 +157,10 @@ typedef struct reader {
     uint64_t *seen;       /* a bit per slot met in this walk */
     uint8_t *dirty;       /* per slab: whether a bit of it is set */
     uint32_t seen_slabs;
-    uint32_t ef;
+    extent reach;
     near *pool;           /* walk.c: the best so far, ascending; EXPANDED marks the slots walked from */
     uint32_t pool_size, pool_capacity, cursor;
+    float growth;         /* of the distances that the last insertion met (link.c); 0: not known */
     heap candidates, results;
     probe query;
     near *picked;         /* the results in order; neighbour lists under selection */
@@ -216,6 +232,7 @@ struct dl_index {
     _Atomic uint32_t entry;
     _Atomic uint64_t live;
     uint64_t inserted;      /* of all time: seeds the levels; commit lock */
+    _Atomic float growth;   /* the j-th nearest is about (j / k)^growth times as far as the k-th; 0: not known. Written under commit */
     uint32_t linking;       /* slots taken and not yet committed; commit lock */
 
     uint32_t *buckets;      /* slots by the hash of their key; NONE: empty */
@@ -457,7 +474,7 @@ float distance_float(const dl_index *ix, probe *p, const float *row);
 float distance_raw(const dl_index *ix, const float *query, const float *row);
 
 /* walk.c */
-int walk(dl_index *ix, reader *r, uint32_t start, uint32_t level, uint32_t ef, uint64_t now, const allowed *only);
+int walk(dl_index *ix, reader *r, uint32_t start, uint32_t level, extent reach, uint64_t now, const allowed *only);
 int scan(dl_index *ix, reader *r, uint32_t ef, uint64_t now, const allowed *only);
 uint32_t descend(const dl_index *ix, reader *r, uint32_t start, uint32_t to);
 int found(reader *r, uint32_t *count);

@@ -132,6 +132,20 @@ static uint64_t bits_of(const allowed *only)
     return count;
 }
 
+enum { WIDEST = 3 }; /* times ef: as far as a hard query may go; docs/tuning.md */
+
+/* How far to go for the k nearest. Where distances grow with rank as usual, `ef` nodes lie within ratio times the k-th; a query among
+ * many equally near ones meets more of them and one that stands clear fewer, which spends the same work where it is needed (distance
+ * adaptive beam search, arXiv 2505.15636). Half of ef is walked from at least, so that a poor start is left. */
+static extent reach_of(const dl_index *ix, uint32_t k, uint32_t ef, const allowed *only)
+{
+    float growth = atomic_load(&ix->growth);
+    uint32_t most = WIDEST * ef < POOL_MOST ? WIDEST * ef : POOL_MOST;
+    if (only || k >= ef || most <= ef || !(growth > 0) || ix->config.metric == DL_IP)
+        return fixed_extent(ef);
+    return (extent){k, k > ef / 2 ? k : ef / 2, most, powf((float)ef / (float)k, growth)};
+}
+
 /* The answer to r->query, into r->picked: routed at five bits, refined at eight, the best `rescore` measured on raw vectors. */
 static int search_one(dl_index *ix, reader *r, uint64_t now, const dl_request *ask, uint32_t ef, const allowed *only, bool scanned,
                       uint32_t *count)
@@ -140,7 +154,7 @@ static int search_one(dl_index *ix, reader *r, uint64_t now, const dl_request *a
     *count = 0;
     if (entry == NONE)
         return DL_OK;
-    int code = scanned ? scan(ix, r, ef, now, only) : walk(ix, r, descend(ix, r, entry, 0), 0, ef, now, only);
+    int code = scanned ? scan(ix, r, ef, now, only) : walk(ix, r, descend(ix, r, entry, 0), 0, reach_of(ix, ask->k, ef, only), now, only);
     if (code == DL_OK)
         code = found(r, count);
     if (code == DL_OK)

@@ -1,8 +1,8 @@
 /* Saving and loading. Bytes read back are hostile: each is checked before it is used, and a loaded graph as a whole by
  * check_structure before anything is searched.
  *
- * Little-endian, no padding. Version 2; version 1, which held the codes in two planes, is refused: rebuild from the log.
- *   head   "DLH2", u32 dim, metric, m; u64 seed, rotation seed, inserted; u32 slots, entry, write frame
+ * Little-endian, no padding. Heads of version 3, slabs of version 2; older ones are refused: rebuild from the log.
+ *   head   "DLH3", u32 dim, metric, m; u64 seed, rotation seed, inserted; u32 slots, entry, write frame; f32 growth
  *   slab   "DLS2", u32 slab, used, is_float; then per used slot:
  *          u8 state (0 free, 1 live, 2 dead), and unless free:
  *          u8 frame, u8 level, u32 parent, u64 row, u32 payload size, u16 key size, key, payload;
@@ -13,7 +13,7 @@
 
 #include "internal.h"
 
-static const char HEAD[4] = "DLH2", SLAB_HEAD[4] = "DLS2";
+static const char HEAD[4] = "DLH3", SLAB_HEAD[4] = "DLS2";
 
 /* ---- writing ---- */
 
@@ -80,6 +80,8 @@ int dl_save_head(dl_index *ix, uint8_t **bytes, size_t *size)
     emit32(&out, atomic_load(&ix->slot_count));
     emit32(&out, get(&ix->entry));
     emit32(&out, ix->write_frame);
+    float growth = atomic_load(&ix->growth);
+    emit(&out, &growth, sizeof growth);
     return finish(&out, bytes, size);
 }
 
@@ -368,13 +370,16 @@ int dl_load_head(dl_index *ix, const uint8_t *bytes, size_t size, char *message,
     const uint8_t *magic = take(&in, 4);
     uint32_t dim = take32(&in), metric = take32(&in), m = take32(&in);
     uint64_t seed = take64(&in), rotation_seed = take64(&in), inserted = take64(&in);
-    uint32_t slots = take32(&in), entry = take32(&in), write_frame = take32(&in);
+    uint32_t slots = take32(&in), entry = take32(&in), write_frame = take32(&in), bits = take32(&in);
+    float growth;
+    memcpy(&growth, &bits, sizeof growth);
     if (message_size)
         strncpy(message, "the head does not belong to this index", message_size - 1);
     if (in.failed || memcmp(magic, HEAD, 4) || in.at != in.end || dim != ix->config.dim ||
         metric != ix->config.metric || m != ix->config.m || seed != ix->config.seed ||
-        rotation_seed != ix->config.rotation_seed || write_frame >= DL_FRAMES || !frame_of(ix, write_frame))
+        rotation_seed != ix->config.rotation_seed || write_frame >= DL_FRAMES || !frame_of(ix, write_frame) || !(growth >= 0 && growth < INFINITY))
         return DL_ECORRUPT;
+    atomic_store(&ix->growth, growth);
     ix->inserted = inserted;
     ix->write_frame = write_frame;
     atomic_store(&ix->entry, entry);

@@ -119,7 +119,7 @@ static int search_candidates(dl_index *ix, reader *r, uint32_t slot, uint32_t le
         return DL_OK;
     near kept[2 * 256];
     memcpy(kept, r->picked, known * sizeof *kept);
-    int code = walk(ix, r, descend(ix, r, entry, level), level, ix->config.ef_construction, EVERYTHING, NULL);
+    int code = walk(ix, r, descend(ix, r, entry, level), level, fixed_extent(ix->config.ef_construction), EVERYTHING, NULL);
     if (code == DL_OK)
         code = found(r, &met);
     if (code == DL_OK)

@@ -22,8 +22,7 @@ enum {
     GATE_TRIAL = 96,    /* rows asked by signs before they are judged */
     SOON = 2,           /* places in the pool behind the next one */
     CALIBRATING = 12,   /* measurements that tell how far coarser ones are off */
-    AHEAD = 4,          /* rows asked for before they are measured */
-    POOL_MOST = 1024    /* entries kept sorted; a wider walk keeps heaps */
+    AHEAD = 4           /* rows asked for before they are measured */
 };
 
 /* ---- heaps of near items: `max` keeps the farthest on top ---- */
@@ -144,12 +143,18 @@ bool seen_before(reader *r, uint32_t slot)
 
 /* ---- the best so far ---- */
 
-/* The distance that an item must beat to be among the best. */
+/* The distance that an item must beat to be walked from. */
 static inline float worst(const reader *r)
 {
-    if (r->ef <= POOL_MOST)
-        return r->pool_size < r->ef ? INFINITY : r->pool[r->ef - 1].distance;
-    return r->results.size < r->ef ? INFINITY : r->results.items[0].distance;
+    const extent *e = &r->reach;
+    if (e->most > POOL_MOST)
+        return r->results.size < e->most ? INFINITY : r->results.items[0].distance;
+    if (r->pool_size < e->least)
+        return INFINITY;
+    float least = r->pool[e->least - 1].distance, ratio = e->ratio * r->pool[e->k - 1].distance;
+    if (ratio <= least)
+        return least;
+    return r->pool_size == e->most && r->pool[e->most - 1].distance < ratio ? r->pool[e->most - 1].distance : ratio;
 }
 
 static inline void pool_insert(const dl_index *ix, reader *r, near item)
@@ -159,9 +164,9 @@ static inline void pool_insert(const dl_index *ix, reader *r, near item)
     for (; left > 1; left -= left / 2) /* without a branch: where it goes cannot be foreseen */
         low += (pool[low + left / 2 - 1].distance <= item.distance) * (left / 2);
     low += left && pool[low].distance <= item.distance;
-    if (low == r->ef)
+    if (low == r->reach.most)
         return;
-    r->pool_size += r->pool_size < r->ef;
+    r->pool_size += r->pool_size < r->reach.most;
     memmove(pool + low + 1, pool + low, (r->pool_size - 1 - low) * sizeof *pool);
     pool[low] = item;
     if (low < r->cursor)
@@ -173,13 +178,13 @@ static inline void pool_insert(const dl_index *ix, reader *r, near item)
 /* Among the best it goes. */
 static inline bool keep(const dl_index *ix, reader *r, near item)
 {
-    if (r->ef <= POOL_MOST) {
+    if (r->reach.most <= POOL_MOST) {
         pool_insert(ix, r, item);
         return true;
     }
     if (!heap_push(&r->results, item, true))
         return false;
-    if (r->results.size > r->ef)
+    if (r->results.size > r->reach.most)
         heap_pop(&r->results, true);
     return true;
 }
@@ -188,7 +193,7 @@ static inline bool keep(const dl_index *ix, reader *r, near item)
 static inline bool meet(dl_index *ix, reader *r, near item, uint8_t flags, uint64_t now, const allowed *only)
 {
     bool counts = answers(ix, item.slot, flags, now, only);
-    if ((!counts || r->ef > POOL_MOST) && !heap_push(&r->candidates, item, false))
+    if ((!counts || r->reach.most > POOL_MOST) && !heap_push(&r->candidates, item, false))
         return false;
     return !counts || keep(ix, r, item);
 }
@@ -207,7 +212,7 @@ static inline bool next_node(reader *r, uint32_t *slot)
         }
         r->candidates.size = 0;
     }
-    if (!in_pool)
+    if (!in_pool || r->pool[r->cursor].distance > worst(r))
         return false;
     *slot = r->pool[r->cursor].slot;
     r->pool[r->cursor].slot |= EXPANDED;
@@ -364,27 +369,27 @@ uint32_t descend(const dl_index *ix, reader *r, uint32_t start, uint32_t to)
     return start;
 }
 
-static int pool_reserve(reader *r, uint32_t ef)
+static int pool_reserve(reader *r, uint32_t most)
 {
-    if (ef + 1 <= r->pool_capacity || ef > POOL_MOST)
+    if (most + 1 <= r->pool_capacity || most > POOL_MOST)
         return DL_OK;
-    near *pool = dl_grow(r->pool, (ef + 1) * sizeof *pool);
+    near *pool = dl_grow(r->pool, (most + 1) * sizeof *pool);
     if (!pool)
         return DL_ENOMEM;
     r->pool = pool;
-    r->pool_capacity = ef + 1;
+    r->pool_capacity = most + 1;
     return DL_OK;
 }
 
-/* The `ef` nearest to r->query that may be returned, for `found` to fetch: visible at `now` (with EVERYTHING: not dead) and
- * allowed. Others are walked through all the same. At level 0 the entry point is a second start: from there every node can be
- * reached, and a walk that does not run dry never comes to it. */
-int walk(dl_index *ix, reader *r, uint32_t start, uint32_t level, uint32_t ef, uint64_t now, const allowed *only)
+/* The nearest to r->query that may be returned, as far as `reach` says, for `found` to fetch: visible at `now` (with EVERYTHING: not
+ * dead) and allowed. Others are walked through all the same. At level 0 the entry point is a second start: from there every node can
+ * be reached, and a walk that does not run dry never comes to it. */
+int walk(dl_index *ix, reader *r, uint32_t start, uint32_t level, extent reach, uint64_t now, const allowed *only)
 {
     const dl_kernels *k = dl_kernels_now();
     r->candidates.size = r->results.size = r->pool_size = r->cursor = 0;
-    r->ef = ef;
-    if (pool_reserve(r, ef) != DL_OK || !seen_reset(ix, r) || !begin(ix, r, start, now, only))
+    r->reach = reach;
+    if (pool_reserve(r, reach.most) != DL_OK || !seen_reset(ix, r) || !begin(ix, r, start, now, only))
         return DL_ENOMEM;
     uint32_t entry = get(&ix->entry), slot;
     if (level == 0 && entry != NONE && !begin(ix, r, entry, now, only))
@@ -404,7 +409,7 @@ int scan(dl_index *ix, reader *r, uint32_t ef, uint64_t now, const allowed *only
     uint32_t slots = atomic_load(&ix->slot_count);
     slots = slots < only->slots ? slots : only->slots;
     r->candidates.size = r->results.size = r->pool_size = r->cursor = 0;
-    r->ef = ef;
+    r->reach = fixed_extent(ef);
     if (pool_reserve(r, ef) != DL_OK)
         return DL_ENOMEM;
     for (uint32_t word = 0; word * 64 < slots; word++)
@@ -430,8 +435,10 @@ int scan(dl_index *ix, reader *r, uint32_t ef, uint64_t now, const allowed *only
 /* What the walk found, at five bits and in order, into r->picked. */
 int found(reader *r, uint32_t *count)
 {
-    bool pooled = r->ef <= POOL_MOST;
+    bool pooled = r->reach.most <= POOL_MOST;
     *count = pooled ? r->pool_size : r->results.size;
+    for (float limit = worst(r); pooled && *count > r->reach.least && r->pool[*count - 1].distance > limit;)
+        --*count;
     int code = picked_reserve(r, *count);
     if (code != DL_OK)
         return code;
