@@ -32,7 +32,8 @@ class Frames:
         self.write = self._add(None, 0)
 
     def _add(self, parameters: TileParameters | None, lane: int) -> Frame:
-        self._core.open_frame(lane, None if parameters is None else _tile(parameters))
+        tile = None if parameters is None else _tile(parameters, self._core.route_bits)
+        self._core.open_frame(lane, tile)
         frame = Frame(self._next, lane, parameters)
         self._alive[lane] = frame
         self._number()
@@ -124,12 +125,12 @@ class Frames:
         return frames
 
 
-def _tile(parameters: TileParameters) -> Tile:
+def _tile(parameters: TileParameters, route_bits: int) -> Tile:
     return Tile(
         mean=parameters.mean,
         scale=parameters.scale,
         edges=parameters.edges,
-        table8=parameters.table(8),
-        table5=parameters.table(5),
+        fine=parameters.table(8),
+        coarse=parameters.table(route_bits),
         rotated=parameters.rotation_seed is not None,
     )

@@ -65,6 +65,7 @@ class OnlineIndex:
         ef_construction: int = 200,
         seed: int = 0,
         *,
+        route_bits: Literal[3, 5] | None = None,
         raw: RawVectors | Literal["memory"] | None = "memory",
         compress_after: int | None = None,
         drift: DriftSettings | None = None,
@@ -79,10 +80,12 @@ class OnlineIndex:
                 raise InvalidInput(f"{name} must be {least} to {most}, not {value}")
         self.dim = dim
         self.metric: Metric = metric
-        self._shape = (dim, metric, m, ef_construction, seed)
+        if route_bits not in (None, 3, 5):
+            raise InvalidInput(f"route_bits must be 3, 5 or None, not {route_bits!r}")
+        self._shape = (dim, metric, m, ef_construction, seed, route_bits)
         self._compress_after = compress_after
         self._raw = MemoryRawVectors(dim) if raw == "memory" else raw
-        core = Core(dim, metric, m, ef_construction, seed, rotation_seed=seed)
+        core = Core(dim, metric, m, ef_construction, route_bits, seed, rotation_seed=seed)
         self._assemble(core, Frames(core), DriftMonitor(dim, drift, rotation_seed=seed), Keys())
 
     def _assemble(self, core: Core, frames: Frames, monitor: DriftMonitor, keys: Keys) -> None:
@@ -233,7 +236,7 @@ class OnlineIndex:
                 raise InvalidInput(f"{name} must be 1 to {MAX_K}, not {value}")
         rescored = rescore and self._raw is not None
         if filter is None:
-            few = 2 * k + 16 if rescored else 0
+            few = k + k // 2 + 5 if rescored else 0
             try:
                 return self._hits(self._core.search(queries, k, ef, few, threads=threads))
             except InvalidInput:
@@ -242,7 +245,7 @@ class OnlineIndex:
         x = self._checked(queries, "query")
 
         def run(most: int, allowed: Bitset) -> Answers:
-            few = 2 * most + 16 if rescored else 0
+            few = most + most // 2 + 5 if rescored else 0
             return self._core.search(x, most, ef, few, threads=threads, allowed=allowed)
 
         return self._hits(self._filtering.search(filter, x, k, MAX_K, run))
@@ -401,10 +404,10 @@ class OnlineIndex:
         versions = {int(name): version for name, version in (known or {}).items()}
         with self._upkeep, self._writing:
             head, slabs = self._core.save(versions)
-            dim, metric, m, ef_construction, seed = self._shape
+            dim, metric, m, ef_construction, seed, route_bits = self._shape
             state = {
                 "dim": dim, "metric": metric, "m": m, "ef_construction": ef_construction, "seed": seed,
-                "compress_after": self._compress_after, "keys": self._keys.kind, "head": head,
+                "route_bits": route_bits, "compress_after": self._compress_after, "keys": self._keys.kind, "head": head,
                 "frames": self._frames.state(), "follower": self._follower.state(),
                 "filtered": self._filtering.built,
             }  # fmt: skip
@@ -428,9 +431,12 @@ class OnlineIndex:
     def _restored(
         cls, state: dict[str, Any], cut: Cut, raw: RawVectors | None, drift: DriftSettings | None
     ) -> "OnlineIndex":
-        shape = (state["dim"], state["metric"], state["m"], state["ef_construction"], state["seed"])
-        index = cls(*shape, raw=raw, compress_after=state["compress_after"])
-        core = Core(*shape, rotation_seed=shape[-1])
+        shape = (state["dim"], state["metric"], state["m"], state["ef_construction"])
+        seed, route_bits = state["seed"], state["route_bits"]
+        index = cls(
+            *shape, seed, route_bits=route_bits, raw=raw, compress_after=state["compress_after"]
+        )
+        core = Core(*shape, route_bits, seed, rotation_seed=seed)
         monitor = DriftMonitor.from_state(state["follower"]["monitor"], drift)
         index._assemble(core, Frames.restore(core, state["frames"]), monitor, Keys(state["keys"]))
         index._attach(sorted(cut.segments))

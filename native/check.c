@@ -161,10 +161,10 @@ static int check_codes(dl_index *ix, reader *r, block *scratch, int64_t *counts,
             continue;
         }
         block_put(ix, scratch, 0, h->frame, r->plain, r->turned, r->codes);
-        REQUIRE(!memcmp(made + 1, h + 1, ix->padded / 8 * 5) &&
-                    !memcmp(scratch->lows, b->lows + (size_t)i * ix->low_bytes, ix->low_bytes),
+        REQUIRE(!memcmp(made + 1, h + 1, ix->padded / 8 * ix->config.route_bits) &&
+                    !memcmp(scratch->rest, b->rest + (size_t)i * ix->rest_bytes, ix->rest_bytes),
                 "the code of slot %u is not that of its raw vector", slot);
-        REQUIRE(made->norm5 == h->norm5 && made->norm8 == h->norm8 && made->stretch == h->stretch,
+        REQUIRE(made->coarse_norm == h->coarse_norm && made->fine_norm == h->fine_norm && made->stretch == h->stretch,
                 "a norm of slot %u is not that of its code", slot);
     }
     for (uint32_t f = 0; f < DL_FRAMES; f++) {

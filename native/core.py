@@ -27,15 +27,15 @@ Floats = NDArray[np.float32]
 class Tile:
     """The parameters of a tile frame as the core takes them.
 
-    mean, scale: float32 [dim], in rotated coordinates if `rotated`; edges: float32 [255]; table8: [256];
-    table5: [32].
+    mean, scale: float32 [dim], in rotated coordinates if `rotated`; edges: float32 [255]; fine: [256], what
+    codes decode to; coarse: [2**route_bits], what their first bits do.
     """
 
     mean: Floats
     scale: Floats
     edges: Floats
-    table8: Floats
-    table5: Floats
+    fine: Floats
+    coarse: Floats
     rotated: bool
 
 
@@ -83,13 +83,22 @@ class Core:
     """One native index. Searches may run beside one writer; every call releases the interpreter lock."""
 
     def __init__(
-        self, dim: int, metric: str, m: int, ef_construction: int, seed: int, rotation_seed: int
+        self,
+        dim: int,
+        metric: str,
+        m: int,
+        ef_construction: int,
+        route_bits: int | None,
+        seed: int,
+        rotation_seed: int,
     ) -> None:
-        config = ffi.new("dl_config *", (dim, METRICS[metric], m, ef_construction, seed, rotation_seed))
+        shape = dim, METRICS[metric], m, ef_construction, route_bits or 0
+        config = ffi.new("dl_config *", (*shape, seed, rotation_seed))
         out = ffi.new("dl_index **")
         checked(lib.dl_open(config, out))
         self.dim = dim
         self._ix = ffi.gc(out[0], lib.dl_close)
+        self.route_bits = int(lib.dl_route_bits(self._ix))
 
     # ---- raw vectors and frames
 
@@ -112,10 +121,10 @@ class Core:
             return
         arrays = [
             np.ascontiguousarray(a, np.float32)
-            for a in (tile.mean, tile.scale, tile.edges, tile.table8, tile.table5)
+            for a in (tile.mean, tile.scale, tile.edges, tile.fine, tile.coarse)
         ]
         sizes = [a.size for a in arrays]
-        if sizes != [self.dim, self.dim, 255, 256, 32]:
+        if sizes != [self.dim, self.dim, 255, 256, 1 << self.route_bits]:
             raise InvalidInput(f"frame parameters of sizes {sizes} for {self.dim} dimensions")
         pointers = [pointer("float[]", a) for a in arrays]
         checked(lib.dl_frame_open(self._ix, frame, ffi.new("dl_tile *", (*pointers, tile.rotated))))

@@ -56,6 +56,7 @@ typedef struct {
     uint32_t metric;          /* DL_L2, DL_IP or DL_COSINE */
     uint32_t m;               /* links per node above level 0; twice as many at level 0 */
     uint32_t ef_construction; /* candidates kept while a node is linked */
+    uint32_t route_bits;      /* of a code, by which the graph is walked: 3 or 5; 0: 5 where a row then fits a cache line, else 3 */
     uint64_t seed;            /* of the levels */
     uint64_t rotation_seed;   /* of the one rotation that rotated frames share */
 } dl_config;
@@ -65,8 +66,8 @@ typedef struct {
     const float *mean;   /* [dim], in rotated coordinates if `rotated` */
     const float *scale;  /* [dim], > 0 */
     const float *edges;  /* [255], ascending: code = number of edges <= (x - mean) / scale */
-    const float *table8; /* [256]: what a code decodes to, in units of scale */
-    const float *table5; /* [32]: what its top five bits decode to */
+    const float *fine;   /* [256]: what a code decodes to, in units of scale */
+    const float *coarse; /* [1 << route_bits]: what the bits that route decode to */
     int32_t rotated;
 } dl_tile;
 
@@ -114,13 +115,15 @@ const char *dl_isa(void);              /* the kernels in use: "scalar", "avx2", 
 int dl_force_isa(const char *name);    /* for tests; DL_EINVAL if this machine lacks it */
 /* The kernels in use, for tests; kernels.h says what they take. */
 int32_t dl_dot1(const uint8_t *signs, const int8_t *weights, size_t n);
-int32_t dl_dot5(const uint8_t *signs, const uint8_t *mids, const int8_t *weights, const uint8_t *table, size_t n);
-int32_t dl_dot8(const uint8_t *signs, const uint8_t *mids, const uint8_t *lows, const int16_t *weights, const int16_t *table,
+int32_t dl_dot3(const uint8_t *signs, const uint8_t *upper, const int8_t *weights, const uint8_t *table, size_t n);
+int32_t dl_dot5(const uint8_t *signs, const uint8_t *upper, const uint8_t *lower, const int8_t *weights, const uint8_t *table,
                 size_t n);
+int32_t dl_dot8(const uint8_t *signs, const uint8_t *upper, const uint8_t *lower, const uint8_t *lows, const int16_t *weights,
+                const int16_t *table, size_t n);
 float dl_l2(const float *a, const float *b, size_t n);
 float dl_ip(const float *a, const float *b, size_t n);
-void dl_split(const uint8_t *codes, uint8_t *signs, uint8_t *mids, uint8_t *lows, size_t n);
-void dl_join(const uint8_t *signs, const uint8_t *mids, const uint8_t *lows, uint8_t *codes, size_t n);
+void dl_split(const uint8_t *codes, uint8_t *signs, uint8_t *upper, uint8_t *lower, uint8_t *lows, size_t n);
+void dl_join(const uint8_t *signs, const uint8_t *upper, const uint8_t *lower, const uint8_t *lows, uint8_t *codes, size_t n);
 
 /* The rotation: sign flips and fast Hadamard transforms over two overlapping power-of-two windows, twice. */
 void dl_rotate(const float *x, float *out, size_t n, uint32_t dim, uint64_t seed);
@@ -166,6 +169,7 @@ uint32_t dl_slabs(dl_index *ix);
 int dl_slab(dl_index *ix, uint32_t slab, dl_slab_info *out);
 int dl_slab_rows(dl_index *ix, uint32_t slab, uint64_t *rows, uint8_t *frames, uint32_t *count); /* live: [DL_SLAB] */
 int dl_occupied_rows(dl_index *ix, uint32_t slab, uint64_t *rows, uint32_t *count); /* live or dead: [DL_SLAB] */
+uint32_t dl_route_bits(dl_index *ix); /* as given or chosen */
 void dl_usage_of(dl_index *ix, dl_usage *out);
 
 /* Every invariant of the graph, the key map, the tree and the counts; with `codes`, every code and norm against

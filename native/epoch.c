@@ -78,7 +78,7 @@ void reader_free(dl_index *ix, reader *r)
     free(r->kept);
     free(r->memory);
     free(r->seen);
-    free(r->dirty);
+    free(r->marked);
     free(r->pool);
     free(r->candidates.items);
     free(r->results.items);

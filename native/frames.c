@@ -16,8 +16,9 @@ uint32_t float_frame(const dl_index *ix)
     return NONE;
 }
 
-static frame *frame_new(uint32_t dim, const dl_tile *tile)
+static frame *frame_new(const dl_index *ix, const dl_tile *tile)
 {
+    uint32_t dim = ix->config.dim;
     size_t floats = tile ? 3 * (size_t)dim * sizeof(float) : 0, counts = tile ? 16 * (size_t)dim * sizeof(int64_t) : 0;
     frame *f = dl_zalloc(sizeof *f + counts + floats);
     if (!f)
@@ -35,20 +36,20 @@ static frame *frame_new(uint32_t dim, const dl_tile *tile)
     for (uint32_t d = 0; d < dim; d++)
         f->inv_scale[d] = 1 / f->scale[d];
     dl_grid_of(tile->edges, &f->grid);
-    memcpy(f->table8, tile->table8, sizeof f->table8);
-    memcpy(f->table5, tile->table5, sizeof f->table5);
+    memcpy(f->fine, tile->fine, sizeof f->fine);
+    uint32_t route = ix->config.route_bits, last = (1u << route) - 1;
     float largest = 0;
     for (int c = 0; c < 256; c++) {
-        largest = fmaxf(largest, fabsf(f->table8[c]));
-        f->whole5[c] = f->table5[c >> 3];
+        largest = fmaxf(largest, fabsf(f->fine[c]));
+        f->coarse_by_code[c] = tile->coarse[c >> (8 - route)];
     }
-    f->step8 = largest / 4096;
+    f->fine_step = largest / 4096;
     for (int c = 0; c < 256; c++)
-        f->int8table[c] = (int16_t)lrintf(f->table8[c] / f->step8);
-    f->low5 = f->table5[0];
-    f->step5 = (f->table5[31] - f->table5[0]) / 127;
-    for (int c = 0; c < 32; c++)
-        f->int5table[c] = (uint8_t)lrintf((f->table5[c] - f->low5) / f->step5);
+        f->fine_int[c] = (int16_t)lrintf(f->fine[c] / f->fine_step);
+    f->coarse_low = tile->coarse[0];
+    f->coarse_step = (tile->coarse[last] - tile->coarse[0]) / 127;
+    for (uint32_t c = 0; c <= last; c++)
+        f->coarse_int[c] = (uint8_t)lrintf((tile->coarse[c] - f->coarse_low) / f->coarse_step);
     return f;
 }
 
@@ -60,20 +61,21 @@ static bool ascending(const float *values, int n)
     return true;
 }
 
-static bool usable(const dl_tile *tile, uint32_t dim)
+static bool usable(const dl_index *ix, const dl_tile *tile)
 {
+    uint32_t dim = ix->config.dim;
     for (uint32_t d = 0; d < dim; d++)
         if (!isfinite(tile->mean[d]) || !isfinite(tile->scale[d]) || !(tile->scale[d] > 0) ||
             !isfinite(1 / tile->scale[d]))
             return false;
-    return ascending(tile->edges, 255) && ascending(tile->table8, 256) && ascending(tile->table5, 32);
+    return ascending(tile->edges, 255) && ascending(tile->fine, 256) && ascending(tile->coarse, 1 << ix->config.route_bits);
 }
 
 int dl_frame_open(dl_index *ix, uint32_t id, const dl_tile *tile)
 {
-    if (id >= DL_FRAMES || (tile && !usable(tile, ix->config.dim)))
+    if (id >= DL_FRAMES || (tile && !usable(ix, tile)))
         return DL_EINVAL;
-    frame *f = frame_new(ix->config.dim, tile);
+    frame *f = frame_new(ix, tile);
     if (!f)
         return DL_ENOMEM;
     take_structure(ix);
@@ -162,7 +164,7 @@ static bool encode_slot(dl_index *ix, block *to, const block *from, uint32_t i, 
 static void keep_slot(const dl_index *ix, block *to, const block *from, uint32_t i)
 {
     memcpy(to->rows + (size_t)i * ix->row_bytes, from->rows + (size_t)i * ix->row_bytes, ix->row_bytes);
-    memcpy(to->lows + (size_t)i * ix->low_bytes, from->lows + (size_t)i * ix->low_bytes, ix->low_bytes);
+    memcpy(to->rest + (size_t)i * ix->rest_bytes, from->rest + (size_t)i * ix->rest_bytes, ix->rest_bytes);
 }
 
 /* Take the slab's rows and codes into the counts of their frames, or out of them. */

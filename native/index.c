@@ -11,17 +11,22 @@ static uint32_t rounded(size_t bytes, uint32_t unit)
 int dl_open(const dl_config *config, dl_index **out)
 {
     if (config->dim < 1 || config->dim > DL_MAX_DIM || config->metric > DL_COSINE || config->m < 2 || config->m > 128 ||
-        config->ef_construction < 1 || config->ef_construction > 4096)
+        config->ef_construction < 1 || config->ef_construction > 4096 ||
+        (config->route_bits && config->route_bits != 3 && config->route_bits != 5))
         return DL_EINVAL;
     dl_index *ix = dl_zalloc(sizeof *ix);
     if (!ix)
         return DL_ENOMEM;
     ix->config = *config;
     ix->padded = rounded(config->dim, 32);
-    ix->row_bytes = rounded(sizeof(head) + ix->padded / 8 + ix->padded / 2, 32); /* half a line: no row splits more lines than it must */
-    ix->low_bytes = ix->padded / 8 * 3;
+    if (!ix->config.route_bits)
+        ix->config.route_bits = sizeof(head) + ix->padded / 8 * 5 <= LINE ? 5 : 3;
+    ix->row_bytes = rounded(sizeof(head) + ix->padded / 8 * ix->config.route_bits, 32); /* half a line: no row splits more lines than it must */
+    ix->rest_bytes = ix->padded / 8 * (8 - ix->config.route_bits);
     ix->float_bytes = (uint32_t)(sizeof(head) + config->dim * sizeof(float));
     ix->links0 = 2 * config->m;
+    ix->dot_share = config->metric == DL_L2 ? 2 : 1;
+    ix->norm_share = config->metric == DL_L2 ? 1 : config->metric == DL_COSINE ? 0.5f : 0;
     ix->level_factor = 1 / log(config->m);
     pthread_mutex_init(&ix->gate, NULL);
     pthread_mutex_init(&ix->leaving, NULL);
@@ -401,6 +406,11 @@ int dl_delete(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_o
 uint64_t dl_live(dl_index *ix)
 {
     return atomic_load(&ix->live);
+}
+
+uint32_t dl_route_bits(dl_index *ix)
+{
+    return ix->config.route_bits;
 }
 
 uint32_t dl_slabs(dl_index *ix)

@@ -45,17 +45,17 @@ typedef struct frame {
     bool is_float, rotated;
     float *mean, *scale, *inv_scale; /* [dim] */
     dl_grid grid;
-    float table8[256], table5[32], whole5[256]; /* whole5: by the whole code */
-    int16_t int8table[257]; /* table8 / step8, |.| <= 4096; one more, since a gather reads four bytes */
-    uint8_t int5table[32];  /* (table5 - low5) / step5, 0..127 */
-    float step8, step5, low5;
+    float fine[256], coarse_by_code[256]; /* what a code decodes to, by all its bits and by those that route */
+    int16_t fine_int[257];  /* fine / fine_step, |.| <= 4096; one more, since a gather reads four bytes */
+    uint8_t coarse_int[32]; /* by the bits that route: (coarse - coarse_low) / coarse_step, 0..127 */
+    float fine_step, coarse_step, coarse_low;
     int64_t *counts;        /* [dim * 16] live codes; commit lock */
     uint64_t rows;          /* occupied slots; commit lock */
 } frame;
 
 /* What a hop reads of a row before its codes, and in the same cache line. */
 typedef struct {
-    float norm5, norm8;    /* |decoded - mean|^2 at either width */
+    float coarse_norm, fine_norm; /* |decoded - mean|^2, by the bits that route and by all */
     uint16_t stretch;      /* upper half of a float: <x', x'> / <x', signs>, by which a sum over signs estimates <q', x'> */
     uint8_t frame;
     _Atomic uint8_t flags; /* 0: visible to whoever reads now */
@@ -63,14 +63,14 @@ typedef struct {
 
 enum { UNBORN = 1, FRESH = 2, DEAD = 4 }; /* free or not committed; birth still to be compared; death to be compared */
 
-/* Codes of one slab. Tile rows: head, signs, mids (what routes), then in a part of their own the lows (kernels.h). Float rows:
- * head, floats. */
+/* Codes of one slab. Tile rows: head and the planes that route, then in a part of their own the rest (kernels.h): signs and upper,
+ * with route_bits 5 lower too. Float rows: head, floats. */
 typedef struct block {
     retired link;
     bool is_float;
     size_t bytes;
     uint8_t *rows; /* [DL_SLAB] of row_bytes or float_bytes */
-    uint8_t *lows; /* [DL_SLAB] of low_bytes */
+    uint8_t *rest; /* [DL_SLAB] of rest_bytes */
 } block;
 
 /* The key and payload of one slot version, and its links above level 0; immutable but for those. */
@@ -111,11 +111,11 @@ typedef struct {
 /* A vector against which codes are measured: integer weights per frame, made on first touch. */
 typedef struct {
     bool ready;
-    int8_t *w5;     /* [padded] */
-    int16_t *w8;    /* [padded] */
-    float base;     /* |q - mean|^2 (l2, cosine) or <q, mean> (ip) */
-    float step1;    /* of the sum over signs, in which `total` is the sum of all w5 */
-    float factor5, offset5, factor8;
+    int8_t *w8;      /* [padded] */
+    int16_t *w16;    /* [padded] */
+    float base;      /* of a distance: |q - mean|^2 (l2), half of it (cosine), -<q, mean> (ip) */
+    float sign_step; /* of the sum over signs, in which `total` is the sum of all w8 */
+    float coarse_factor, coarse_offset, fine_factor;
     int32_t total;
     /* How far the sum over signs was off so far in this walk, in its own units (walk.c). */
     float squares, margin;
@@ -155,8 +155,9 @@ typedef struct reader {
     _Atomic uint64_t pin; /* 0: idle; else no slot that died or was retired after pin - 1 may be reused */
     _Atomic bool claimed;
     uint64_t *seen;       /* a bit per slot met in this walk */
-    uint8_t *dirty;       /* per slab: whether a bit of it is set */
     uint32_t seen_slabs;
+    uint32_t *marked;     /* the slots whose bits are set */
+    size_t marked_count, marked_capacity;
     extent reach;
     near *pool;           /* walk.c: the best so far, ascending; EXPANDED marks the slots walked from */
     uint32_t pool_size, pool_capacity, cursor;
@@ -210,8 +211,9 @@ static inline bool is_allowed(const allowed *a, uint32_t slot)
 struct dl_index {
     dl_config config;
     uint32_t padded;     /* dim rounded up to 32 */
-    uint32_t row_bytes, low_bytes, float_bytes; /* of a row in a block */
+    uint32_t row_bytes, rest_bytes, float_bytes; /* of a row in a block */
     uint32_t links0;     /* 2m */
+    float dot_share, norm_share; /* of <q', x'> and |x'|^2 in a distance, by the metric */
     double level_factor;
     pthread_mutex_t gate, leaving;
     pthread_cond_t left;
@@ -320,11 +322,23 @@ static inline uint8_t *row_of(const dl_index *ix, uint32_t slot, bool *is_float)
     return (uint8_t *)(rows & ~(uintptr_t)1) + (size_t)(slot & SLAB_MASK) * (rows & 1 ? ix->float_bytes : ix->row_bytes);
 }
 
-/* The lows beside a tile row: behind all rows of the same block (asking for the block again might give another). */
-static inline const uint8_t *lows_of(const dl_index *ix, const head *row, uint32_t slot)
+/* What does not route of a tile row: behind all rows of the same block (asking for the block again might give another). */
+static inline const uint8_t *rest_of(const dl_index *ix, const head *row, uint32_t slot)
 {
     uint32_t i = slot & SLAB_MASK;
-    return (const uint8_t *)row + (size_t)(DL_SLAB - i) * ix->row_bytes + (size_t)i * ix->low_bytes;
+    return (const uint8_t *)row + (size_t)(DL_SLAB - i) * ix->row_bytes + (size_t)i * ix->rest_bytes;
+}
+
+/* The planes of a tile row. */
+typedef struct {
+    uint8_t *signs, *upper, *lower, *lows;
+} planes;
+
+static inline planes planes_of(const dl_index *ix, const head *row, const uint8_t *rest)
+{
+    uint8_t *signs = (uint8_t *)(uintptr_t)(row + 1), *upper = signs + ix->padded / 8, *apart = (uint8_t *)(uintptr_t)rest;
+    bool wide = ix->config.route_bits == 5;
+    return (planes){signs, upper, wide ? upper + ix->padded / 4 : apart, wide ? apart : apart + ix->padded / 4};
 }
 
 static inline head *head_of(const dl_index *ix, uint32_t slot)
@@ -458,18 +472,22 @@ static inline lane *lane_of(const dl_index *ix, probe *p, uint32_t frame_id)
     return &p->lanes[frame_id];
 }
 
-/* A distance from <q', x'>, what the query adds and what the row's norm does. */
+/* A distance from <q', x'>, what the query adds and the row's norm. */
 static inline float distance_from(const dl_index *ix, float base, float dot, float norm)
 {
-    switch (ix->config.metric) {
-    case DL_L2: return base - 2 * dot + norm;
-    case DL_COSINE: return 0.5f * (base - 2 * dot + norm);
-    default: return -(base + dot);
-    }
+    return base - ix->dot_share * dot + ix->norm_share * norm;
 }
 
-float distance5(const dl_index *ix, probe *p, uint32_t slot);
-float distance8(const dl_index *ix, probe *p, uint32_t slot);
+/* The sum that routes, of a row in the frame's own steps. */
+static inline int32_t coarse_dot(const dl_index *ix, const dl_kernels *k, const lane *l, const frame *f, const head *row)
+{
+    const uint8_t *signs = (const uint8_t *)(row + 1), *upper = signs + ix->padded / 8;
+    return ix->config.route_bits == 3 ? k->dot3(signs, upper, l->w8, f->coarse_int, ix->padded)
+                                      : k->dot5(signs, upper, upper + ix->padded / 4, l->w8, f->coarse_int, ix->padded);
+}
+
+float coarse_distance(const dl_index *ix, probe *p, uint32_t slot);
+float fine_distance(const dl_index *ix, probe *p, uint32_t slot);
 float distance_float(const dl_index *ix, probe *p, const float *row);
 float distance_raw(const dl_index *ix, const float *query, const float *row);
 
@@ -487,7 +505,18 @@ near heap_pop(heap *h, bool max);
 void near_sort(near *items, size_t n);
 int picked_reserve(reader *r, size_t n);
 bool seen_reset(dl_index *ix, reader *r);
-bool seen_before(reader *r, uint32_t slot); /* and marks it */
+bool seen_room(reader *r, size_t n); /* for so many more */
+
+/* And marks it. */
+static inline bool seen_before(reader *r, uint32_t slot)
+{
+    uint64_t *word = &r->seen[slot >> 6], bit = 1ull << (slot & 63);
+    bool seen = *word & bit;
+    *word |= bit;
+    r->marked[r->marked_count] = slot;
+    r->marked_count += !seen;
+    return seen;
+}
 
 /* link.c */
 uint32_t choose(dl_index *ix, reader *r, near *list, uint32_t count, uint32_t settled, uint32_t limit);

@@ -12,10 +12,16 @@ static inline unsigned bit_of(const uint8_t *plane, size_t i)
     return plane[i / 8] >> i % 8 & 1u;
 }
 
-/* Half the positions of the group that starts here: the low nibbles of its mids. */
-static inline size_t half_of(size_t start, size_t n)
+/* From position i of n on: a quarter of a group, whose pairs lie in successive bytes of a plane at one shift. */
+typedef struct {
+    size_t end, byte;
+    unsigned shift;
+} quarter;
+
+static inline quarter quarter_at(size_t i, size_t n)
 {
-    return n - start >= 64 ? 32 : 16;
+    size_t start = i / 64 * 64, length = n - start >= 64 ? 16 : 8;
+    return (quarter){i + length, start / 4, (unsigned)((i - start) / length * 2)};
 }
 
 static int32_t dot1_scalar(const uint8_t *signs, const int8_t *w, size_t n)
@@ -26,35 +32,54 @@ static int32_t dot1_scalar(const uint8_t *signs, const int8_t *w, size_t n)
     return sum;
 }
 
-static int32_t dot5_scalar(const uint8_t *signs, const uint8_t *mids, const int8_t *w, const uint8_t *table, size_t n)
+static int32_t dot3_scalar(const uint8_t *signs, const uint8_t *upper, const int8_t *w, const uint8_t *table, size_t n)
 {
     int32_t sum = 0;
-    for (size_t start = 0, half; start < n; start += 2 * half, mids += half) {
-        half = half_of(start, n);
-        for (size_t j = 0, a = start, b = start + half; j < half; j++, a++, b++)
-            sum += w[a] * table[bit_of(signs, a) << 4 | (mids[j] & 15u)] +
-                   w[b] * table[bit_of(signs, b) << 4 | mids[j] >> 4];
+    for (size_t i = 0; i < n;) {
+        quarter q = quarter_at(i, n);
+        for (const uint8_t *u = upper + q.byte; i < q.end; i++, u++)
+            sum += w[i] * table[bit_of(signs, i) << 2 | (*u >> q.shift & 3u)];
     }
     return sum;
 }
 
-static inline unsigned lows_of(const uint8_t *lows, size_t i, size_t n)
+static void dot3x4_scalar(const uint8_t *const rows[4], const int8_t *w, const uint8_t *table, size_t n, int32_t sums[4])
 {
-    return bit_of(lows, i) << 2 | bit_of(lows + n / 8, i) << 1 | bit_of(lows + n / 4, i);
+    for (size_t r = 0; r < 4; r++)
+        sums[r] = dot3_scalar(rows[r], rows[r] + n / 8, w, table, n);
 }
 
-static void join_scalar(const uint8_t *signs, const uint8_t *mids, const uint8_t *lows, uint8_t *codes, size_t n)
+static int32_t dot5_scalar(const uint8_t *signs, const uint8_t *upper, const uint8_t *lower, const int8_t *w,
+                           const uint8_t *table, size_t n)
 {
-    for (size_t start = 0, half; start < n; start += 2 * half, mids += half) {
-        half = half_of(start, n);
-        for (size_t j = 0, a = start, b = start + half; j < half; j++, a++, b++) {
-            codes[a] = (uint8_t)(bit_of(signs, a) << 7 | (mids[j] & 15u) << 3 | lows_of(lows, a, n));
-            codes[b] = (uint8_t)(bit_of(signs, b) << 7 | (mids[j] & 0xF0u) >> 1 | lows_of(lows, b, n));
-        }
+    int32_t sum = 0;
+    for (size_t i = 0; i < n;) {
+        quarter q = quarter_at(i, n);
+        for (const uint8_t *u = upper + q.byte, *l = lower + q.byte; i < q.end; i++, u++, l++)
+            sum += w[i] * table[bit_of(signs, i) << 4 | (*u >> q.shift & 3u) << 2 | (*l >> q.shift & 3u)];
+    }
+    return sum;
+}
+
+/* The code of position i, from the bytes that hold its pairs. */
+static inline unsigned code_of(const uint8_t *signs, unsigned upper, unsigned lower, unsigned shift,
+                               const uint8_t *lows, size_t i, size_t n)
+{
+    return bit_of(signs, i) << 7 | (upper >> shift & 3u) << 5 | (lower >> shift & 3u) << 3 | bit_of(lows, i) << 2 |
+           bit_of(lows + n / 8, i) << 1 | bit_of(lows + n / 4, i);
+}
+
+static void join_scalar(const uint8_t *signs, const uint8_t *upper, const uint8_t *lower, const uint8_t *lows,
+                        uint8_t *codes, size_t n)
+{
+    for (size_t i = 0; i < n;) {
+        quarter q = quarter_at(i, n);
+        for (const uint8_t *u = upper + q.byte, *l = lower + q.byte; i < q.end; i++, u++, l++)
+            codes[i] = (uint8_t)code_of(signs, *u, *l, q.shift, lows, i, n);
     }
 }
 
-static void split_scalar(const uint8_t *codes, uint8_t *signs, uint8_t *mids, uint8_t *lows, size_t n)
+static void split_scalar(const uint8_t *codes, uint8_t *signs, uint8_t *upper, uint8_t *lower, uint8_t *lows, size_t n)
 {
     for (size_t i = 0; i < n; i += 8) {
         unsigned sign = 0, low[3] = {0, 0, 0};
@@ -69,22 +94,25 @@ static void split_scalar(const uint8_t *codes, uint8_t *signs, uint8_t *mids, ui
         for (size_t plane = 0; plane < 3; plane++)
             lows[plane * n / 8 + i / 8] = (uint8_t)low[plane];
     }
-    for (size_t start = 0, half; start < n; start += 2 * half, mids += half) {
-        half = half_of(start, n);
-        for (size_t j = 0; j < half; j++)
-            mids[j] = (uint8_t)((codes[start + j] >> 3 & 15u) | (codes[start + half + j] >> 3 & 15u) << 4);
+    memset(upper, 0, n / 4);
+    memset(lower, 0, n / 4);
+    for (size_t i = 0; i < n;) {
+        quarter q = quarter_at(i, n);
+        for (uint8_t *u = upper + q.byte, *l = lower + q.byte; i < q.end; i++, u++, l++) {
+            *u |= (uint8_t)((codes[i] >> 5 & 3u) << q.shift);
+            *l |= (uint8_t)((codes[i] >> 3 & 3u) << q.shift);
+        }
     }
 }
 
-static int32_t dot8_scalar(const uint8_t *signs, const uint8_t *mids, const uint8_t *lows, const int16_t *w,
-                           const int16_t *table, size_t n)
+static int32_t dot8_scalar(const uint8_t *signs, const uint8_t *upper, const uint8_t *lower, const uint8_t *lows,
+                           const int16_t *w, const int16_t *table, size_t n)
 {
     int32_t sum = 0;
-    for (size_t start = 0, half; start < n; start += 2 * half, mids += half) {
-        half = half_of(start, n);
-        for (size_t j = 0, a = start, b = start + half; j < half; j++, a++, b++)
-            sum += w[a] * table[bit_of(signs, a) << 7 | (mids[j] & 15u) << 3 | lows_of(lows, a, n)] +
-                   w[b] * table[bit_of(signs, b) << 7 | (mids[j] & 0xF0u) >> 1 | lows_of(lows, b, n)];
+    for (size_t i = 0; i < n;) {
+        quarter q = quarter_at(i, n);
+        for (const uint8_t *u = upper + q.byte, *l = lower + q.byte; i < q.end; i++, u++, l++)
+            sum += w[i] * table[code_of(signs, *u, *l, q.shift, lows, i, n)];
     }
     return sum;
 }
@@ -157,8 +185,8 @@ static void hadamard_scalar(float *x, size_t n)
 }
 
 const dl_kernels dl_kernels_scalar = {
-    "scalar",      dot1_scalar,   dot5_scalar,  dot8_scalar, l2_scalar,      ip_scalar,
-    encode_scalar, decode_scalar, split_scalar, join_scalar, weights_scalar, hadamard_scalar,
+    "scalar", dot1_scalar,   dot3_scalar,   dot3x4_scalar, dot5_scalar, dot8_scalar,    l2_scalar,
+    ip_scalar,  encode_scalar, decode_scalar, split_scalar,  join_scalar, weights_scalar, hadamard_scalar,
 };
 
 static inline uint32_t cell_of(const dl_grid *grid, float z)
@@ -246,15 +274,21 @@ int32_t dl_dot1(const uint8_t *signs, const int8_t *weights, size_t n)
     return dl_kernels_now()->dot1(signs, weights, n);
 }
 
-int32_t dl_dot5(const uint8_t *signs, const uint8_t *mids, const int8_t *weights, const uint8_t *table, size_t n)
+int32_t dl_dot3(const uint8_t *signs, const uint8_t *upper, const int8_t *weights, const uint8_t *table, size_t n)
 {
-    return dl_kernels_now()->dot5(signs, mids, weights, table, n);
+    return dl_kernels_now()->dot3(signs, upper, weights, table, n);
 }
 
-int32_t dl_dot8(const uint8_t *signs, const uint8_t *mids, const uint8_t *lows, const int16_t *weights,
-                const int16_t *table, size_t n)
+int32_t dl_dot5(const uint8_t *signs, const uint8_t *upper, const uint8_t *lower, const int8_t *weights,
+                const uint8_t *table, size_t n)
 {
-    return dl_kernels_now()->dot8(signs, mids, lows, weights, table, n);
+    return dl_kernels_now()->dot5(signs, upper, lower, weights, table, n);
+}
+
+int32_t dl_dot8(const uint8_t *signs, const uint8_t *upper, const uint8_t *lower, const uint8_t *lows,
+                const int16_t *weights, const int16_t *table, size_t n)
+{
+    return dl_kernels_now()->dot8(signs, upper, lower, lows, weights, table, n);
 }
 
 float dl_l2(const float *a, const float *b, size_t n)
@@ -267,12 +301,13 @@ float dl_ip(const float *a, const float *b, size_t n)
     return dl_kernels_now()->ip(a, b, n);
 }
 
-void dl_split(const uint8_t *codes, uint8_t *signs, uint8_t *mids, uint8_t *lows, size_t n)
+void dl_split(const uint8_t *codes, uint8_t *signs, uint8_t *upper, uint8_t *lower, uint8_t *lows, size_t n)
 {
-    dl_kernels_now()->split(codes, signs, mids, lows, n);
+    dl_kernels_now()->split(codes, signs, upper, lower, lows, n);
 }
 
-void dl_join(const uint8_t *signs, const uint8_t *mids, const uint8_t *lows, uint8_t *codes, size_t n)
+void dl_join(const uint8_t *signs, const uint8_t *upper, const uint8_t *lower, const uint8_t *lows, uint8_t *codes,
+             size_t n)
 {
-    dl_kernels_now()->join(signs, mids, lows, codes, n);
+    dl_kernels_now()->join(signs, upper, lower, lows, codes, n);
 }

@@ -2,11 +2,12 @@
  * other set gives the same integers, and the same floats from hadamard, since it rounds in the same order; l2, ip and
  * decode are within rounding.
  *
- * A row of n codes (n a multiple of 32; positions at or beyond dim hold anything and have weight 0) lies in three
- * planes, split so that each prefix is read alone and no bit is stored twice:
+ * A row of n codes (n a multiple of 32; positions at or beyond dim hold anything and have weight 0) lies in planes,
+ * split so that a search reads as few bits as it judges by, and no bit is stored twice:
  *   signs  bit 7 of the code: n / 8 bytes, position i at bit i % 8 of byte i / 8
- *   mids   bits 6..3: n / 2 bytes. Groups of 64 positions in 32 bytes: byte j holds position j in its low nibble,
- *          32 + j in its high one. A last group of 32 positions in 16 bytes: byte j holds j and 16 + j.
+ *   upper  bits 6..5: n / 4 bytes. Groups of 64 positions in 16 bytes: byte j holds positions j, 16 + j, 32 + j and
+ *          48 + j, from its low bits to its high ones. A last group of 32 in 8 bytes: j, 8 + j, 16 + j and 24 + j.
+ *   lower  bits 4..3: n / 4 bytes, laid like upper
  *   lows   bits 2, 1, 0: three planes of n / 8 bytes, laid like signs, in that order
  * Nothing beyond the stated lengths is read or written, and no address need be aligned beyond its type. */
 #ifndef DRIFTLINE_KERNELS_H
@@ -28,13 +29,19 @@ typedef struct {
     const char *name;
     /* Sum of w[i] where bit i of signs is set; w in -127..127. |sum| <= 127 * 4096 < 2^31. */
     int32_t (*dot1)(const uint8_t *signs, const int8_t *w, size_t n);
-    /* Sum of w[i] * table[top five bits of code i]; w in -127..127, 32 table values 0..127.
-     * |sum| <= 127 * 127 * 4096 < 2^31. A shorter prefix's table holds equal neighbours: one kernel for 2 to 5 bits. */
-    int32_t (*dot5)(const uint8_t *signs, const uint8_t *mids, const int8_t *w, const uint8_t *table, size_t n);
+    /* Sum of w[i] * table[top three bits of code i]; w in -127..127, 8 table values 0..127, no byte more is read.
+     * |sum| <= 127 * 127 * 4096 < 2^31. */
+    int32_t (*dot3)(const uint8_t *signs, const uint8_t *upper, const int8_t *w, const uint8_t *table, size_t n);
+    /* dot3 of four rows at once, each its signs with upper right behind them, to sums: a third less time at n = 128,
+     * where loads and the final sum weigh most. */
+    void (*dot3x4)(const uint8_t *const rows[4], const int8_t *w, const uint8_t *table, size_t n, int32_t sums[4]);
+    /* As dot3 of the top five bits; 32 table values 0..127. A shorter prefix's table holds equal neighbours. */
+    int32_t (*dot5)(const uint8_t *signs, const uint8_t *upper, const uint8_t *lower, const int8_t *w,
+                    const uint8_t *table, size_t n);
     /* Sum of w[i] * table[code i]; 256 table values, |table| <= 4096. The caller bounds sum |w| below 2^19, and with it
      * |sum| below 2^31. */
-    int32_t (*dot8)(const uint8_t *signs, const uint8_t *mids, const uint8_t *lows, const int16_t *w,
-                    const int16_t *table, size_t n);
+    int32_t (*dot8)(const uint8_t *signs, const uint8_t *upper, const uint8_t *lower, const uint8_t *lows,
+                    const int16_t *w, const int16_t *table, size_t n);
     float (*l2)(const float *a, const float *b, size_t n);
     float (*ip)(const float *a, const float *b, size_t n);
     /* codes[i] = number of edges <= (x[i] - mean[i]) * inv_scale[i], for any grid that dl_grid_of made. */
@@ -44,8 +51,9 @@ typedef struct {
     void (*decode)(const uint8_t *codes, const float *mean, const float *scale, const float *table, float *out,
                    size_t n);
     /* n codes (n a multiple of 32) to planes and back */
-    void (*split)(const uint8_t *codes, uint8_t *signs, uint8_t *mids, uint8_t *lows, size_t n);
-    void (*join)(const uint8_t *signs, const uint8_t *mids, const uint8_t *lows, uint8_t *codes, size_t n);
+    void (*split)(const uint8_t *codes, uint8_t *signs, uint8_t *upper, uint8_t *lower, uint8_t *lows, size_t n);
+    void (*join)(const uint8_t *signs, const uint8_t *upper, const uint8_t *lower, const uint8_t *lows, uint8_t *codes,
+                 size_t n);
     /* Floats to integer weights: w8[i] = x[i] * inverse8, w16[i] = x[i] * inverse16, rounded to nearest (ties to even)
      * and clamped to +-127 and +-32767. Returns the sum of w8. */
     int32_t (*weights)(const float *x, float inverse8, float inverse16, int8_t *w8, int16_t *w16, size_t n);

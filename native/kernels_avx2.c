@@ -12,9 +12,9 @@
 ISA static inline int32_t sum_epi32(__m256i v)
 {
     __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4E));
-    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0xB1));
-    return _mm_cvtsi128_si32(s);
+    s = _mm_add_epi32(s, _mm_unpackhi_epi64(s, s));
+    int64_t two = _mm_cvtsi128_si64(s);
+    return (int32_t)two + (int32_t)(two >> 32);
 }
 
 ISA static inline float sum_ps(__m256 v)
@@ -25,41 +25,64 @@ ISA static inline float sum_ps(__m256 v)
     return _mm_cvtss_f32(s);
 }
 
-/* 32 positions of a plane of bits: bytes of all ones where the bit is set. */
-ISA static inline __m256i spread(const uint8_t *plane)
+/* 32 positions of a plane of bits, from byte `first` of each lane on: bytes of all ones where the bit is set. */
+ISA static inline __m256i spread_from(__m256i bytes, char first)
 {
     const __m256i own_byte = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
     const __m256i own_bit = _mm256_set1_epi64x((long long)0x8040201008040201);
-    int32_t bits;
-    memcpy(&bits, plane, sizeof bits);
-    __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(bits), own_byte);
+    bytes = _mm256_shuffle_epi8(bytes, _mm256_add_epi8(own_byte, _mm256_set1_epi8(first)));
     return _mm256_cmpeq_epi8(_mm256_and_si256(bytes, own_bit), own_bit);
 }
 
-/* The mids of the first 32 positions of a group of 64, of its second 32, of a group of 32. */
-ISA static inline __m256i mids_first(const uint8_t *mids)
+ISA static inline __m256i spread(const uint8_t *plane)
 {
-    return _mm256_and_si256(_mm256_loadu_si256((const __m256i *)mids), _mm256_set1_epi8(15));
+    int32_t bits;
+    memcpy(&bits, plane, sizeof bits);
+    return spread_from(_mm256_set1_epi32(bits), 0);
 }
 
-ISA static inline __m256i mids_second(const uint8_t *mids)
+ISA static inline __m256i eight_bytes(const uint8_t *plane)
 {
-    return _mm256_and_si256(_mm256_srli_epi16(_mm256_loadu_si256((const __m256i *)mids), 4), _mm256_set1_epi8(15));
+    int64_t bytes;
+    memcpy(&bytes, plane, sizeof bytes);
+    return _mm256_set1_epi64x(bytes);
 }
 
-ISA static inline __m256i mids_last(const uint8_t *mids)
+ISA static inline __m256i sixteen_bytes(const uint8_t *plane)
 {
-    __m128i x = _mm_loadu_si128((const __m128i *)mids);
-    __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(x), _mm_srli_epi16(x, 4), 1);
-    return _mm256_and_si256(both, _mm256_set1_epi8(15));
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)plane));
 }
 
-/* Whichever of the three position i of n calls for. */
-ISA static inline __m256i mids_at(const uint8_t *mids, size_t i, size_t n)
+/* The pairs of 32 positions: the first and the second 32 of a group of 64 from its bytes, or the last 32. They lie in
+ * bits 0 and 1, or a step higher in bits 2 and 3; the other bits hold anything. */
+ISA static inline __m256i pairs_first(__m256i group)
 {
-    if (i % 64)
-        return mids_second(mids + i / 2 - 16);
-    return n - i >= 64 ? mids_first(mids + i / 2) : mids_last(mids + i / 2);
+    return _mm256_srlv_epi64(group, _mm256_setr_epi64x(0, 0, 2, 2));
+}
+
+ISA static inline __m256i pairs_second(__m256i group)
+{
+    return _mm256_srlv_epi64(group, _mm256_setr_epi64x(4, 4, 6, 6));
+}
+
+ISA static inline __m256i pairs_last(const uint8_t *plane)
+{
+    return _mm256_srlv_epi64(eight_bytes(plane), _mm256_setr_epi64x(0, 2, 4, 6));
+}
+
+ISA static inline __m256i higher_first(__m256i group)
+{
+    return _mm256_sllv_epi64(group, _mm256_setr_epi64x(2, 2, 0, 0));
+}
+
+ISA static inline __m256i higher_second(__m256i group)
+{
+    return _mm256_srlv_epi64(group, _mm256_setr_epi64x(2, 2, 4, 4));
+}
+
+ISA static inline __m256i higher_last(const uint8_t *plane)
+{
+    return _mm256_slli_epi64(pairs_last(plane), 2);
 }
 
 ISA static int32_t dot1_avx2(const uint8_t *signs, const int8_t *w, size_t n)
@@ -73,33 +96,116 @@ ISA static int32_t dot1_avx2(const uint8_t *signs, const int8_t *w, size_t n)
     return sum_epi32(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
 }
 
-ISA static inline __m256i products5(__m256i clear, __m256i set, __m256i sign, __m256i mid, const int8_t *w)
+ISA static inline __m256i products(__m256i t, const int8_t *w)
 {
-    __m256i t = _mm256_blendv_epi8(_mm256_shuffle_epi8(clear, mid), _mm256_shuffle_epi8(set, mid), sign);
     /* 127 * 127 * 2 = 32,258: the 16-bit pair sum does not saturate */
     __m256i pairs = _mm256_maddubs_epi16(t, _mm256_loadu_si256((const __m256i *)w));
     return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 
-ISA static int32_t dot5_avx2(const uint8_t *signs, const uint8_t *mids, const int8_t *w, const uint8_t *table, size_t n)
+/* A table with two neighbours for each pair, of a clear sign and a set one, at four times the pair. */
+ISA static inline __m256i table3_of(const uint8_t *table)
 {
-    __m256i clear = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table));
-    __m256i set = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(table + 16)));
-    __m256i s0 = _mm256_setzero_si256(), s1 = s0;
+    const __m128i laid = _mm_setr_epi8(0, 4, 0, 4, 1, 5, 1, 5, 2, 6, 2, 6, 3, 7, 3, 7);
+    return _mm256_shuffle_epi8(eight_bytes(table), _mm256_broadcastsi128_si256(laid));
+}
+
+/* A set sign, all ones, taken from a pair in bits 2 and 3 adds one to the index. */
+ISA static inline __m256i look_up3(__m256i table, __m256i higher, __m256i sign)
+{
+    return _mm256_shuffle_epi8(table, _mm256_sub_epi8(_mm256_and_si256(higher, _mm256_set1_epi8(12)), sign));
+}
+
+ISA static inline __m256i sums64(__m256i table, const uint8_t *signs, const uint8_t *upper, const int8_t *w)
+{
+    __m256i group = sixteen_bytes(upper), sign = eight_bytes(signs);
+    return _mm256_add_epi32(products(look_up3(table, higher_first(group), spread_from(sign, 0)), w),
+                            products(look_up3(table, higher_second(group), spread_from(sign, 4)), w + 32));
+}
+
+ISA static inline __m256i sums32(__m256i table, const uint8_t *signs, const uint8_t *upper, const int8_t *w)
+{
+    return products(look_up3(table, higher_last(upper), spread(signs)), w);
+}
+
+ISA static int32_t dot3_avx2(const uint8_t *signs, const uint8_t *upper, const int8_t *w, const uint8_t *table,
+                             size_t n)
+{
+    const __m256i t = table3_of(table);
+    __m256i sum = _mm256_setzero_si256();
+    for (const int8_t *end = w + n / 64 * 64; w < end; w += 64, signs += 8, upper += 16)
+        sum = _mm256_add_epi32(sum, sums64(t, signs, upper, w));
+    if (n % 64)
+        sum = _mm256_add_epi32(sum, sums32(t, signs, upper, w));
+    return sum_epi32(sum);
+}
+
+ISA static void dot3x4_avx2(const uint8_t *const rows[4], const int8_t *w, const uint8_t *table, size_t n,
+                            int32_t sums[4])
+{
+    const __m256i t = table3_of(table);
+    const uint8_t *r0 = rows[0], *r1 = rows[1], *r2 = rows[2], *r3 = rows[3];
+    __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
     size_t i = 0;
     for (; i + 64 <= n; i += 64) {
-        const uint8_t *sign = signs + i / 8, *mid = mids + i / 2;
-        s0 = _mm256_add_epi32(s0, products5(clear, set, spread(sign), mids_first(mid), w + i));
-        s1 = _mm256_add_epi32(s1, products5(clear, set, spread(sign + 4), mids_second(mid), w + i + 32));
+        size_t sign = i / 8, upper = n / 8 + i / 4;
+        a = _mm256_add_epi32(a, sums64(t, r0 + sign, r0 + upper, w + i));
+        b = _mm256_add_epi32(b, sums64(t, r1 + sign, r1 + upper, w + i));
+        c = _mm256_add_epi32(c, sums64(t, r2 + sign, r2 + upper, w + i));
+        d = _mm256_add_epi32(d, sums64(t, r3 + sign, r3 + upper, w + i));
     }
-    if (i < n)
-        s0 = _mm256_add_epi32(s0, products5(clear, set, spread(signs + i / 8), mids_last(mids + i / 2), w + i));
+    if (i < n) {
+        size_t sign = i / 8, upper = n / 8 + i / 4;
+        a = _mm256_add_epi32(a, sums32(t, r0 + sign, r0 + upper, w + i));
+        b = _mm256_add_epi32(b, sums32(t, r1 + sign, r1 + upper, w + i));
+        c = _mm256_add_epi32(c, sums32(t, r2 + sign, r2 + upper, w + i));
+        d = _mm256_add_epi32(d, sums32(t, r3 + sign, r3 + upper, w + i));
+    }
+    /* transposed while they are added: either 128-bit lane ends as a part of a, b, c and d */
+    __m256i sum = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+    _mm_storeu_si128((__m128i *)sums,
+                     _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1)));
+}
+
+ISA static inline __m256i look_up5(__m256i clear, __m256i set, __m256i higher, __m256i lower, __m256i sign)
+{
+    __m256i four = _mm256_or_si256(_mm256_and_si256(higher, _mm256_set1_epi8(12)),
+                                   _mm256_and_si256(lower, _mm256_set1_epi8(3)));
+    return _mm256_blendv_epi8(_mm256_shuffle_epi8(clear, four), _mm256_shuffle_epi8(set, four), sign);
+}
+
+ISA static int32_t dot5_avx2(const uint8_t *signs, const uint8_t *upper, const uint8_t *lower, const int8_t *w,
+                             const uint8_t *table, size_t n)
+{
+    const __m256i clear = sixteen_bytes(table), set = sixteen_bytes(table + 16);
+    __m256i s0 = _mm256_setzero_si256(), s1 = s0;
+    for (const int8_t *end = w + n / 64 * 64; w < end; w += 64, signs += 8, upper += 16, lower += 16) {
+        __m256i high = sixteen_bytes(upper), low = sixteen_bytes(lower), sign = eight_bytes(signs);
+        __m256i t0 = look_up5(clear, set, higher_first(high), pairs_first(low), spread_from(sign, 0));
+        __m256i t1 = look_up5(clear, set, higher_second(high), pairs_second(low), spread_from(sign, 4));
+        s0 = _mm256_add_epi32(s0, products(t0, w));
+        s1 = _mm256_add_epi32(s1, products(t1, w + 32));
+    }
+    if (n % 64) {
+        __m256i t = look_up5(clear, set, higher_last(upper), pairs_last(lower), spread(signs));
+        s0 = _mm256_add_epi32(s0, products(t, w));
+    }
     return sum_epi32(_mm256_add_epi32(s0, s1));
 }
 
-ISA static inline __m256i codes_at(const uint8_t *signs, const uint8_t *mids, const uint8_t *lows, size_t i, size_t n)
+/* The pairs of position i of n and of the 31 after it, in bits 0 and 1, and nothing beside them. */
+ISA static inline __m256i pairs_at(const uint8_t *plane, size_t i, size_t n)
 {
-    __m256i code = _mm256_slli_epi16(mids_at(mids, i, n), 3); /* nibbles: nothing crosses into the next byte */
+    __m256i pairs = i % 64 ? pairs_second(sixteen_bytes(plane + i / 64 * 16))
+                           : n - i >= 64 ? pairs_first(sixteen_bytes(plane + i / 4)) : pairs_last(plane + i / 4);
+    return _mm256_and_si256(pairs, _mm256_set1_epi8(3));
+}
+
+ISA static inline __m256i codes_at(const uint8_t *signs, const uint8_t *upper, const uint8_t *lower,
+                                   const uint8_t *lows, size_t i, size_t n)
+{
+    __m256i code = _mm256_slli_epi16(pairs_at(upper, i, n), 5); /* nothing crosses into the next byte */
+    code = _mm256_or_si256(code, _mm256_slli_epi16(pairs_at(lower, i, n), 3));
     code = _mm256_or_si256(code, _mm256_and_si256(spread(signs + i / 8), _mm256_set1_epi8((char)128)));
     code = _mm256_or_si256(code, _mm256_and_si256(spread(lows + i / 8), _mm256_set1_epi8(4)));
     code = _mm256_or_si256(code, _mm256_and_si256(spread(lows + (n + i) / 8), _mm256_set1_epi8(2)));
@@ -109,14 +215,14 @@ ISA static inline __m256i codes_at(const uint8_t *signs, const uint8_t *mids, co
 /* Table values one by one. A gather is no faster (Zen 4, 128 dimensions: 67 ns, this: 64), and slow where
  * CVE-2022-40982 is patched. Sixteen byte shuffles and fifteen blends for either byte of a value: 66 ns, and a tenth
  * less than this from 384 on. */
-ISA static int32_t dot8_avx2(const uint8_t *signs, const uint8_t *mids, const uint8_t *lows, const int16_t *w,
-                             const int16_t *table, size_t n)
+ISA static int32_t dot8_avx2(const uint8_t *signs, const uint8_t *upper, const uint8_t *lower, const uint8_t *lows,
+                             const int16_t *w, const int16_t *table, size_t n)
 {
     const int16_t *t = table;
     __m256i sum = _mm256_setzero_si256();
     for (size_t i = 0; i < n; i += 32) {
         uint8_t code[32];
-        _mm256_storeu_si256((__m256i *)code, codes_at(signs, mids, lows, i, n));
+        _mm256_storeu_si256((__m256i *)code, codes_at(signs, upper, lower, lows, i, n));
         for (const uint8_t *c = code; c < code + 32; c += 16, w += 16) {
             __m256i values =
                 _mm256_setr_epi16(t[c[0]], t[c[1]], t[c[2]], t[c[3]], t[c[4]], t[c[5]], t[c[6]], t[c[7]], t[c[8]],
@@ -208,7 +314,28 @@ static inline void put_bits(uint8_t *plane, int bits)
     memcpy(plane, &bits, sizeof bits);
 }
 
-ISA static void split_avx2(const uint8_t *codes, uint8_t *signs, uint8_t *mids, uint8_t *lows, size_t n)
+/* The pairs that start at bit `from` of the codes of 64 positions, or of 32, to a plane. */
+ISA static inline void put_pairs64(uint8_t *plane, __m256i first, __m256i second, int from)
+{
+    const __m256i pair = _mm256_set1_epi8(3);
+    first = _mm256_and_si256(_mm256_srli_epi16(first, from), pair);
+    second = _mm256_and_si256(_mm256_srli_epi16(second, from), pair);
+    __m256i halves = _mm256_or_si256(first, _mm256_slli_epi16(second, 4));
+    __m128i odd = _mm_slli_epi16(_mm256_extracti128_si256(halves, 1), 2);
+    _mm_storeu_si128((__m128i *)plane, _mm_or_si128(_mm256_castsi256_si128(halves), odd));
+}
+
+ISA static inline void put_pairs32(uint8_t *plane, __m256i codes, int from)
+{
+    __m256i pairs = _mm256_and_si256(_mm256_srli_epi16(codes, from), _mm256_set1_epi8(3));
+    __m128i second = _mm_slli_epi16(_mm256_extracti128_si256(pairs, 1), 4);
+    __m128i halves = _mm_or_si128(_mm256_castsi256_si128(pairs), second);
+    __m128i odd = _mm_slli_epi16(_mm_unpackhi_epi64(halves, halves), 2);
+    _mm_storel_epi64((__m128i *)plane, _mm_or_si128(halves, odd));
+}
+
+ISA static void split_avx2(const uint8_t *codes, uint8_t *signs, uint8_t *upper, uint8_t *lower, uint8_t *lows,
+                           size_t n)
 {
     for (size_t i = 0; i < n; i += 32) {
         __m256i code = _mm256_loadu_si256((const __m256i *)(codes + i));
@@ -217,27 +344,24 @@ ISA static void split_avx2(const uint8_t *codes, uint8_t *signs, uint8_t *mids, 
         put_bits(lows + (n + i) / 8, _mm256_movemask_epi8(_mm256_slli_epi16(code, 6)));
         put_bits(lows + (2 * n + i) / 8, _mm256_movemask_epi8(_mm256_slli_epi16(code, 7)));
     }
-    const __m256i nibble = _mm256_set1_epi8(15);
-    size_t i = 0;
-    for (; i + 64 <= n; i += 64) {
-        __m256i low = _mm256_srli_epi16(_mm256_loadu_si256((const __m256i *)(codes + i)), 3);
-        __m256i high = _mm256_slli_epi16(_mm256_loadu_si256((const __m256i *)(codes + i + 32)), 1);
-        _mm256_storeu_si256((__m256i *)(mids + i / 2),
-                            _mm256_or_si256(_mm256_and_si256(nibble, low), _mm256_andnot_si256(nibble, high)));
+    for (const uint8_t *end = codes + n / 64 * 64; codes < end; codes += 64, upper += 16, lower += 16) {
+        __m256i first = _mm256_loadu_si256((const __m256i *)codes);
+        __m256i second = _mm256_loadu_si256((const __m256i *)(codes + 32));
+        put_pairs64(upper, first, second, 5);
+        put_pairs64(lower, first, second, 3);
     }
-    if (i < n) {
-        __m128i low = _mm_srli_epi16(_mm_loadu_si128((const __m128i *)(codes + i)), 3);
-        __m128i high = _mm_slli_epi16(_mm_loadu_si128((const __m128i *)(codes + i + 16)), 1);
-        __m128i first = _mm256_castsi256_si128(nibble);
-        _mm_storeu_si128((__m128i *)(mids + i / 2),
-                         _mm_or_si128(_mm_and_si128(first, low), _mm_andnot_si128(first, high)));
+    if (n % 64) {
+        __m256i code = _mm256_loadu_si256((const __m256i *)codes);
+        put_pairs32(upper, code, 5);
+        put_pairs32(lower, code, 3);
     }
 }
 
-ISA static void join_avx2(const uint8_t *signs, const uint8_t *mids, const uint8_t *lows, uint8_t *codes, size_t n)
+ISA static void join_avx2(const uint8_t *signs, const uint8_t *upper, const uint8_t *lower, const uint8_t *lows,
+                          uint8_t *codes, size_t n)
 {
     for (size_t i = 0; i < n; i += 32)
-        _mm256_storeu_si256((__m256i *)(codes + i), codes_at(signs, mids, lows, i, n));
+        _mm256_storeu_si256((__m256i *)(codes + i), codes_at(signs, upper, lower, lows, i, n));
 }
 
 ISA static inline __m256i rounded(__m256 x, float inverse, float most)
@@ -308,7 +432,7 @@ ISA static void hadamard_avx2(float *x, size_t n)
 }
 
 const dl_kernels dl_kernels_avx2 = {
-    "avx2",      dot1_avx2,   dot5_avx2,  dot8_avx2, l2_avx2,      ip_avx2,
-    encode_avx2, decode_avx2, split_avx2, join_avx2, weights_avx2, hadamard_avx2,
+    "avx2", dot1_avx2,   dot3_avx2,   dot3x4_avx2, dot5_avx2, dot8_avx2,    l2_avx2,
+    ip_avx2,  encode_avx2, decode_avx2, split_avx2,  join_avx2, weights_avx2, hadamard_avx2,
 };
 #endif

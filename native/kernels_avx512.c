@@ -3,11 +3,14 @@
 #include <float.h>
 #include <immintrin.h>
 #include <math.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "kernels.h"
 
 #define ISA __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,avx2,fma")))
+
+enum { SELECT = 0xCA }; /* for ternarylogic: first ? second : third, bit by bit */
 
 /* Of a plane of bits: 64 positions, or the last 32. */
 ISA static inline __mmask64 bits64(const uint8_t *plane)
@@ -22,6 +25,19 @@ ISA static inline __mmask32 bits32(const uint8_t *plane)
     uint32_t bits;
     memcpy(&bits, plane, sizeof bits);
     return bits;
+}
+
+ISA static inline int32_t sum_epi32(__m256i v)
+{
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    s = _mm_add_epi32(s, _mm_unpackhi_epi64(s, s));
+    int64_t two = _mm_cvtsi128_si64(s);
+    return (int32_t)two + (int32_t)(two >> 32);
+}
+
+ISA static inline __m256i fold(__m512i v)
+{
+    return _mm256_add_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
 }
 
 /* The first positions of what is left, up to 16. */
@@ -47,57 +63,148 @@ ISA static int32_t dot1_avx512(const uint8_t *signs, const int8_t *w, size_t n)
     return _mm512_reduce_add_epi32(_mm512_add_epi32(s0, s1));
 }
 
-/* The mids of 64 positions in place; bits beside the nibble are left for the caller to mask. Both halves of the
- * register start from the same 32 bytes and rotate so that their own nibble starts at bit `to`. */
-ISA static inline __m512i nibbles64(const uint8_t *mids, int to)
+/* The pairs of 64 positions, or of the last 32, from bit `to` on of their bytes, whose other bits hold anything: every
+ * quarter starts from the same bytes and moves them its own way. Shifts are a tenth faster than turns (Zen 4), but go
+ * one way only. */
+ISA static inline __m512i pairs64(const uint8_t *plane, int to)
 {
-    __m512i both = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)mids));
-    __m512i turns = _mm512_inserti64x4(_mm512_set1_epi64(to), _mm256_set1_epi64x((to - 4) & 63), 1);
-    return _mm512_rolv_epi64(both, turns);
+    __m512i group = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)plane));
+    if (to == 0)
+        return _mm512_srlv_epi64(group, _mm512_setr_epi64(0, 0, 2, 2, 4, 4, 6, 6));
+    return _mm512_rolv_epi64(group, _mm512_setr_epi64(to, to, to - 2, to - 2, to - 4, to - 4, to - 6, to - 6));
 }
 
-ISA static inline __m256i nibbles32(const uint8_t *mids, int to)
+ISA static inline __m256i pairs32(const uint8_t *plane, int to)
 {
-    __m256i both = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)mids));
-    __m256i turns = _mm256_inserti128_si256(_mm256_set1_epi64x(to), _mm_set1_epi64x((to - 4) & 63), 1);
-    return _mm256_rolv_epi64(both, turns);
+    int64_t group;
+    memcpy(&group, plane, sizeof group);
+    return _mm256_rolv_epi64(_mm256_set1_epi64x(group), _mm256_setr_epi64x(to, to - 2, to - 4, to - 6));
 }
 
-ISA static int32_t dot5_avx512(const uint8_t *signs, const uint8_t *mids, const int8_t *w, const uint8_t *table,
+typedef struct {
+    __m512i clear, set;
+} table3;
+
+ISA static inline table3 table3_of(const uint8_t *table)
+{
+    int32_t values[2];
+    memcpy(&values[0], table, 4);
+    memcpy(&values[1], table + 4, 4);
+    return (table3){_mm512_set1_epi32(values[0]), _mm512_set1_epi32(values[1])};
+}
+
+/* Look-ups by the pair alone, of the values for a clear sign and then, where it is set, of the others: vpermb takes six
+ * bits of an index, and a table of four values, repeated, makes those above the pair irrelevant. Folding the sign into
+ * the index for one look-up is a tenth slower (Zen 4). */
+ISA static inline __m512i values64(table3 t, const uint8_t *signs, const uint8_t *upper)
+{
+    __m512i pair = pairs64(upper, 0);
+    return _mm512_mask_permutexvar_epi8(_mm512_permutexvar_epi8(pair, t.clear), bits64(signs), pair, t.set);
+}
+
+ISA static inline __m256i values32(table3 t, const uint8_t *signs, const uint8_t *upper)
+{
+    __m256i pair = pairs32(upper, 0), clear = _mm512_castsi512_si256(t.clear), set = _mm512_castsi512_si256(t.set);
+    return _mm256_mask_permutexvar_epi8(_mm256_permutexvar_epi8(pair, clear), bits32(signs), pair, set);
+}
+
+ISA static int32_t dot3_avx512(const uint8_t *signs, const uint8_t *upper, const int8_t *w, const uint8_t *table,
                                size_t n)
 {
-    __m512i clear = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table));
-    __m512i set = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(table + 16)));
-    __m512i sum = _mm512_setzero_si512(), nibble = _mm512_set1_epi8(15);
-    size_t i = 0;
-    for (; i + 64 <= n; i += 64) {
-        __m512i mid = _mm512_and_si512(nibbles64(mids + i / 2, 0), nibble);
-        __m512i t = _mm512_mask_shuffle_epi8(_mm512_shuffle_epi8(clear, mid), bits64(signs + i / 8), set, mid);
-        sum = _mm512_dpbusd_epi32(sum, t, _mm512_loadu_si512(w + i));
-    }
-    if (i < n) {
-        __m512i mid = _mm512_zextsi256_si512(_mm256_and_si256(nibbles32(mids + i / 2, 0), _mm256_set1_epi8(15)));
-        __m512i t = _mm512_mask_shuffle_epi8(_mm512_shuffle_epi8(clear, mid), bits32(signs + i / 8), set, mid);
-        sum = _mm512_dpbusd_epi32(sum, t, _mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i *)(w + i))));
-    }
-    return _mm512_reduce_add_epi32(sum);
+    table3 t = table3_of(table);
+    __m512i sums = _mm512_setzero_si512();
+    for (const int8_t *end = w + n / 64 * 64; w < end; w += 64, signs += 8, upper += 16)
+        sums = _mm512_dpbusd_epi32(sums, values64(t, signs, upper), _mm512_loadu_si512(w));
+    __m256i sum = fold(sums);
+    if (n % 64)
+        sum = _mm256_dpbusd_epi32(sum, values32(t, signs, upper), _mm256_loadu_si256((const __m256i *)w));
+    return sum_epi32(sum);
 }
 
-/* Codes from mids whose nibbles start at bit 3, and lows; their sign bits are not set. */
-ISA static inline __m512i codes_of(__m512i mid, __mmask64 low4, __mmask64 low2, __mmask64 low1)
+ISA static void dot3x4_avx512(const uint8_t *const rows[4], const int8_t *w, const uint8_t *table, size_t n,
+                              int32_t sums[4])
 {
-    __m512i code = _mm512_and_si512(mid, _mm512_set1_epi8(0x78));
+    table3 t = table3_of(table);
+    const uint8_t *r0 = rows[0], *r1 = rows[1], *r2 = rows[2], *r3 = rows[3];
+    __m512i a = _mm512_setzero_si512(), b = a, c = a, d = a;
+    size_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        size_t sign = i / 8, upper = n / 8 + i / 4;
+        __m512i weight = _mm512_loadu_si512(w + i);
+        a = _mm512_dpbusd_epi32(a, values64(t, r0 + sign, r0 + upper), weight);
+        b = _mm512_dpbusd_epi32(b, values64(t, r1 + sign, r1 + upper), weight);
+        c = _mm512_dpbusd_epi32(c, values64(t, r2 + sign, r2 + upper), weight);
+        d = _mm512_dpbusd_epi32(d, values64(t, r3 + sign, r3 + upper), weight);
+    }
+    if (i < n) {
+        size_t sign = i / 8, upper = n / 8 + i / 4;
+        __m512i weight = _mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i *)(w + i)));
+        a = _mm512_dpbusd_epi32(a, _mm512_zextsi256_si512(values32(t, r0 + sign, r0 + upper)), weight);
+        b = _mm512_dpbusd_epi32(b, _mm512_zextsi256_si512(values32(t, r1 + sign, r1 + upper)), weight);
+        c = _mm512_dpbusd_epi32(c, _mm512_zextsi256_si512(values32(t, r2 + sign, r2 + upper)), weight);
+        d = _mm512_dpbusd_epi32(d, _mm512_zextsi256_si512(values32(t, r3 + sign, r3 + upper)), weight);
+    }
+    /* transposed while they are added: each 128-bit lane ends as a part of a, b, c and d */
+    a = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    c = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    __m256i sum = fold(_mm512_add_epi32(_mm512_unpacklo_epi64(a, c), _mm512_unpackhi_epi64(a, c)));
+    _mm_storeu_si128((__m128i *)sums,
+                     _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1)));
+}
+
+/* As dot3, with four bits of index and tables of sixteen. */
+ISA static int32_t dot5_avx512(const uint8_t *signs, const uint8_t *upper, const uint8_t *lower, const int8_t *w,
+                               const uint8_t *table, size_t n)
+{
+    const __m512i clear = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table));
+    const __m512i set = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(table + 16)));
+    const __m512i first = _mm512_set1_epi8(3);
+    __m512i sums = _mm512_setzero_si512();
+    for (const int8_t *end = w + n / 64 * 64; w < end; w += 64, signs += 8, upper += 16, lower += 16) {
+        __m512i four = _mm512_ternarylogic_epi64(first, pairs64(lower, 0), pairs64(upper, 2), SELECT);
+        __m512i t = _mm512_permutexvar_epi8(four, clear);
+        t = _mm512_mask_permutexvar_epi8(t, bits64(signs), four, set);
+        sums = _mm512_dpbusd_epi32(sums, t, _mm512_loadu_si512(w));
+    }
+    __m256i sum = fold(sums);
+    if (n % 64) {
+        __m256i four =
+            _mm256_ternarylogic_epi64(_mm512_castsi512_si256(first), pairs32(lower, 0), pairs32(upper, 2), SELECT);
+        __m256i t = _mm256_permutexvar_epi8(four, _mm512_castsi512_si256(clear));
+        t = _mm256_mask_permutexvar_epi8(t, bits32(signs), four, _mm512_castsi512_si256(set));
+        sum = _mm256_dpbusd_epi32(sum, t, _mm256_loadu_si256((const __m256i *)w));
+    }
+    return sum_epi32(sum);
+}
+
+/* Codes, whose sign bits are clear, from pairs at their places and the masks of the lows. */
+ISA static inline __m512i codes_of(__m512i upper, __m512i lower, __mmask64 low4, __mmask64 low2, __mmask64 low1)
+{
+    __m512i code = _mm512_ternarylogic_epi64(_mm512_set1_epi8(0x60), upper, lower, SELECT);
+    code = _mm512_and_si512(code, _mm512_set1_epi8(0x78));
     code = _mm512_mask_add_epi8(code, low4, code, _mm512_set1_epi8(4));
     code = _mm512_mask_add_epi8(code, low2, code, _mm512_set1_epi8(2));
     return _mm512_mask_add_epi8(code, low1, code, _mm512_set1_epi8(1));
+}
+
+/* The codes of position i of n and of the 63 after it, or of the last 32; their sign bits are clear. */
+ISA static inline __m512i codes_at(const uint8_t *upper, const uint8_t *lower, const uint8_t *lows, size_t i, size_t n)
+{
+    const uint8_t *low4 = lows + i / 8, *low2 = low4 + n / 8, *low1 = low2 + n / 8;
+    upper += i / 4;
+    lower += i / 4;
+    if (n - i >= 64)
+        return codes_of(pairs64(upper, 5), pairs64(lower, 3), bits64(low4), bits64(low2), bits64(low1));
+    return codes_of(_mm512_zextsi256_si512(pairs32(upper, 5)), _mm512_zextsi256_si512(pairs32(lower, 3)), bits32(low4),
+                    bits32(low2), bits32(low1));
 }
 
 /* The 16-bit table as low and high bytes, four registers each; a look-up is two two-register permutes, which take the
  * code's low seven bits, and a blend on its sign, per byte. Zipping the bytes orders values by 128-bit lane; weights
  * are brought into the same order. Permutes of words need no split of the table, but twice the look-ups: a fifth
  * slower, at 128 dimensions too. */
-ISA static int32_t dot8_avx512(const uint8_t *signs, const uint8_t *mids, const uint8_t *lows, const int16_t *w,
-                               const int16_t *table, size_t n)
+ISA static int32_t dot8_avx512(const uint8_t *signs, const uint8_t *upper, const uint8_t *lower, const uint8_t *lows,
+                               const int16_t *w, const int16_t *table, size_t n)
 {
     static const uint8_t evens[64] = {
         0,  2,  4,  6,  8,  10, 12,  14,  16,  18,  20,  22,  24,  26,  28,  30,  32,  34,  36,  38,  40, 42,
@@ -113,22 +220,12 @@ ISA static int32_t dot8_avx512(const uint8_t *signs, const uint8_t *mids, const 
     }
     const __m512i pairs0 = _mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13),
                   pairs1 = _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15);
-    const uint8_t *low4 = lows, *low2 = lows + n / 8, *low1 = lows + n / 4;
     __m512i s0 = _mm512_setzero_si512(), s1 = s0;
     for (size_t i = 0; i < n; i += 64) {
-        size_t at = i / 8;
-        __mmask64 sign;
-        __m512i code, w0 = _mm512_loadu_si512(w + i), w1;
-        if (i + 64 <= n) {
-            sign = bits64(signs + at);
-            code = codes_of(nibbles64(mids + i / 2, 3), bits64(low4 + at), bits64(low2 + at), bits64(low1 + at));
-            w1 = _mm512_loadu_si512(w + i + 32);
-        } else {
-            sign = bits32(signs + at);
-            code = codes_of(_mm512_zextsi256_si512(nibbles32(mids + i / 2, 3)), bits32(low4 + at), bits32(low2 + at),
-                            bits32(low1 + at));
-            w1 = _mm512_setzero_si512();
-        }
+        bool whole = n - i >= 64;
+        __mmask64 sign = whole ? bits64(signs + i / 8) : bits32(signs + i / 8);
+        __m512i code = codes_at(upper, lower, lows, i, n);
+        __m512i w0 = _mm512_loadu_si512(w + i), w1 = whole ? _mm512_loadu_si512(w + i + 32) : _mm512_setzero_si512();
         __m512i vlo = _mm512_mask_blend_epi8(sign, _mm512_permutex2var_epi8(lo[0], code, lo[1]),
                                              _mm512_permutex2var_epi8(lo[2], code, lo[3]));
         __m512i vhi = _mm512_mask_blend_epi8(sign, _mm512_permutex2var_epi8(hi[0], code, hi[1]),
@@ -136,7 +233,7 @@ ISA static int32_t dot8_avx512(const uint8_t *signs, const uint8_t *mids, const 
         s0 = _mm512_dpwssd_epi32(s0, _mm512_unpacklo_epi8(vlo, vhi), _mm512_permutex2var_epi64(w0, pairs0, w1));
         s1 = _mm512_dpwssd_epi32(s1, _mm512_unpackhi_epi8(vlo, vhi), _mm512_permutex2var_epi64(w0, pairs1, w1));
     }
-    return _mm512_reduce_add_epi32(_mm512_add_epi32(s0, s1));
+    return sum_epi32(fold(_mm512_add_epi32(s0, s1)));
 }
 
 ISA static float l2_avx512(const float *a, const float *b, size_t n)
@@ -210,10 +307,33 @@ ISA static void decode_avx512(const uint8_t *codes, const float *mean, const flo
     }
 }
 
-ISA static void split_avx512(const uint8_t *codes, uint8_t *signs, uint8_t *mids, uint8_t *lows, size_t n)
+/* The pairs that start at bit `from` of each code, to a plane: each quarter turns its own to its place. */
+ISA static inline void put_pairs64(uint8_t *plane, __m512i code, int from)
+{
+    __m512i turns = _mm512_setr_epi64(-from, -from, 2 - from, 2 - from, 4 - from, 4 - from, 6 - from, 6 - from);
+    __m512i own = _mm512_setr_epi64(0x0303030303030303, 0x0303030303030303, 0x0C0C0C0C0C0C0C0C, 0x0C0C0C0C0C0C0C0C,
+                                    0x3030303030303030, 0x3030303030303030, (long long)0xC0C0C0C0C0C0C0C0,
+                                    (long long)0xC0C0C0C0C0C0C0C0);
+    __m512i pairs = _mm512_and_si512(_mm512_rolv_epi64(code, turns), own);
+    __m256i half = _mm256_or_si256(_mm512_castsi512_si256(pairs), _mm512_extracti64x4_epi64(pairs, 1));
+    _mm_storeu_si128((__m128i *)plane,
+                     _mm_or_si128(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
+}
+
+ISA static inline void put_pairs32(uint8_t *plane, __m256i code, int from)
+{
+    __m256i own = _mm256_setr_epi64x(0x0303030303030303, 0x0C0C0C0C0C0C0C0C, 0x3030303030303030,
+                                     (long long)0xC0C0C0C0C0C0C0C0);
+    __m256i turns = _mm256_setr_epi64x(-from, 2 - from, 4 - from, 6 - from);
+    __m256i pairs = _mm256_and_si256(_mm256_rolv_epi64(code, turns), own);
+    __m128i half = _mm_or_si128(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+    _mm_storel_epi64((__m128i *)plane, _mm_or_si128(half, _mm_unpackhi_epi64(half, half)));
+}
+
+ISA static void split_avx512(const uint8_t *codes, uint8_t *signs, uint8_t *upper, uint8_t *lower, uint8_t *lows,
+                             size_t n)
 {
     uint8_t *planes[4] = {signs, lows, lows + n / 8, lows + n / 4};
-    const __m256i nibble = _mm256_set1_epi8(15);
     size_t i = 0;
     for (; i + 64 <= n; i += 64) {
         __m512i code = _mm512_loadu_si512(codes + i);
@@ -222,9 +342,8 @@ ISA static void split_avx512(const uint8_t *codes, uint8_t *signs, uint8_t *mids
                             _mm512_test_epi8_mask(code, _mm512_set1_epi8(1))};
         for (int plane = 0; plane < 4; plane++)
             memcpy(planes[plane] + i / 8, &bits[plane], sizeof *bits);
-        __m256i low = _mm256_srli_epi16(_mm512_castsi512_si256(code), 3);
-        __m256i high = _mm256_slli_epi16(_mm512_extracti64x4_epi64(code, 1), 1);
-        _mm256_storeu_si256((__m256i *)(mids + i / 2), _mm256_ternarylogic_epi32(nibble, low, high, 0xCA));
+        put_pairs64(upper + i / 4, code, 5);
+        put_pairs64(lower + i / 4, code, 3);
     }
     if (i < n) {
         __m256i code = _mm256_loadu_si256((const __m256i *)(codes + i));
@@ -233,29 +352,23 @@ ISA static void split_avx512(const uint8_t *codes, uint8_t *signs, uint8_t *mids
                             _mm256_test_epi8_mask(code, _mm256_set1_epi8(1))};
         for (int plane = 0; plane < 4; plane++)
             memcpy(planes[plane] + i / 8, &bits[plane], sizeof *bits);
-        __m128i low = _mm_srli_epi16(_mm256_castsi256_si128(code), 3);
-        __m128i high = _mm_slli_epi16(_mm256_extracti128_si256(code, 1), 1);
-        _mm_storeu_si128((__m128i *)(mids + i / 2), _mm_ternarylogic_epi32(_mm256_castsi256_si128(nibble), low, high,
-                                                                           0xCA)); /* nibble ? low : high */
+        put_pairs32(upper + i / 4, code, 5);
+        put_pairs32(lower + i / 4, code, 3);
     }
 }
 
-ISA static void join_avx512(const uint8_t *signs, const uint8_t *mids, const uint8_t *lows, uint8_t *codes, size_t n)
+ISA static void join_avx512(const uint8_t *signs, const uint8_t *upper, const uint8_t *lower, const uint8_t *lows,
+                            uint8_t *codes, size_t n)
 {
-    const uint8_t *low4 = lows, *low2 = lows + n / 8, *low1 = lows + n / 4;
     const __m512i top = _mm512_set1_epi8((char)128);
-    size_t i = 0;
-    for (; i + 64 <= n; i += 64) {
-        size_t at = i / 8;
-        __m512i code = codes_of(nibbles64(mids + i / 2, 3), bits64(low4 + at), bits64(low2 + at), bits64(low1 + at));
-        _mm512_storeu_si512(codes + i, _mm512_mask_add_epi8(code, bits64(signs + at), code, top));
-    }
-    if (i < n) {
-        size_t at = i / 8;
-        __m512i code = codes_of(_mm512_zextsi256_si512(nibbles32(mids + i / 2, 3)), bits32(low4 + at),
-                                bits32(low2 + at), bits32(low1 + at));
-        code = _mm512_mask_add_epi8(code, bits32(signs + at), code, top);
-        _mm256_storeu_si256((__m256i *)(codes + i), _mm512_castsi512_si256(code));
+    for (size_t i = 0; i < n; i += 64) {
+        bool whole = n - i >= 64;
+        __m512i code = codes_at(upper, lower, lows, i, n);
+        code = _mm512_mask_add_epi8(code, whole ? bits64(signs + i / 8) : bits32(signs + i / 8), code, top);
+        if (whole)
+            _mm512_storeu_si512(codes + i, code);
+        else
+            _mm256_storeu_si256((__m256i *)(codes + i), _mm512_castsi512_si256(code));
     }
 }
 
@@ -331,7 +444,7 @@ ISA static void hadamard_avx512(float *x, size_t n)
 }
 
 const dl_kernels dl_kernels_avx512 = {
-    "avx512",      dot1_avx512,   dot5_avx512,  dot8_avx512, l2_avx512,      ip_avx512,
-    encode_avx512, decode_avx512, split_avx512, join_avx512, weights_avx512, hadamard_avx512,
+    "avx512", dot1_avx512,   dot3_avx512,   dot3x4_avx512, dot5_avx512, dot8_avx512,    l2_avx512,
+    ip_avx512,  encode_avx512, decode_avx512, split_avx512,  join_avx512, weights_avx512, hadamard_avx512,
 };
 #endif

@@ -13,14 +13,6 @@ static inline uint8x16_t spread(const uint8_t *plane)
     return vtstq_u8(vcombine_u8(vdup_n_u8(plane[0]), vdup_n_u8(plane[1])), vld1q_u8(own_bit));
 }
 
-/* The mids of 16 positions from i on. */
-static inline uint8x16_t mids_at(const uint8_t *mids, size_t i, size_t n)
-{
-    size_t start = i & ~(size_t)63, half = n - start >= 64 ? 32 : 16, j = i - start;
-    const uint8_t *group = mids + start / 2;
-    return j < half ? vandq_u8(vld1q_u8(group + j), vdupq_n_u8(15)) : vshrq_n_u8(vld1q_u8(group + j - half), 4);
-}
-
 static int32_t dot1_neon(const uint8_t *signs, const int8_t *w, size_t n)
 {
     /* 16-bit sums of pairs, at most 254 each time: the two of 128 times each, 32,512, do not overflow */
@@ -32,24 +24,76 @@ static int32_t dot1_neon(const uint8_t *signs, const int8_t *w, size_t n)
     return vaddlvq_s16(s0) + vaddlvq_s16(s1);
 }
 
-static int32_t dot5_neon(const uint8_t *signs, const uint8_t *mids, const int8_t *w, const uint8_t *table, size_t n)
+/* The pairs of 16 positions from i on, in bits 0 and 1, and nothing beside them. */
+static inline uint8x16_t pairs_at(const uint8_t *plane, size_t i, size_t n)
 {
-    uint8x16x2_t lookup = {{vld1q_u8(table), vld1q_u8(table + 16)}};
+    size_t start = i / 64 * 64, sixteen = (i - start) / 16;
+    uint8x16_t bytes;
+    if (n - start >= 64) {
+        bytes = vshlq_u8(vld1q_u8(plane + start / 4), vdupq_n_s8((int8_t)(-2 * (int)sixteen)));
+    } else { /* two quarters of eight */
+        uint8x8_t first = vshl_u8(vld1_u8(plane + start / 4), vdup_n_s8((int8_t)(-4 * (int)sixteen)));
+        bytes = vcombine_u8(first, vshr_n_u8(first, 2));
+    }
+    return vandq_u8(bytes, vdupq_n_u8(3));
+}
+
+/* Sums of four products each of table values with weights. */
+static inline int32x4_t products(int32x4_t sum, uint8x16_t values, const int8_t *w)
+{
+    int8x16_t t = vreinterpretq_s8_u8(values), weight = vld1q_s8(w);
+    /* 127 * 127 * 2 = 32,258: two products fit 16 bits */
+    return vpadalq_s16(sum, vmlal_high_s8(vmull_s8(vget_low_s8(t), vget_low_s8(weight)), t, weight));
+}
+
+static int32_t dot3_neon(const uint8_t *signs, const uint8_t *upper, const int8_t *w, const uint8_t *table, size_t n)
+{
+    const uint8x16_t lookup = vcombine_u8(vld1_u8(table), vdup_n_u8(0)), four = vdupq_n_u8(4);
+    int32x4_t s0 = vdupq_n_s32(0), s1 = s0;
+    size_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        uint8x16_t group = vld1q_u8(upper + i / 4), pair = vdupq_n_u8(3), index[4];
+        index[0] = vandq_u8(group, pair);
+        index[1] = vandq_u8(vshrq_n_u8(group, 2), pair);
+        index[2] = vandq_u8(vshrq_n_u8(group, 4), pair);
+        index[3] = vshrq_n_u8(group, 6);
+        for (size_t j = 0; j < 4; j++)
+            index[j] = vorrq_u8(index[j], vandq_u8(spread(signs + i / 8 + 2 * j), four));
+        s0 = products(s0, vqtbl1q_u8(lookup, index[0]), w + i);
+        s1 = products(s1, vqtbl1q_u8(lookup, index[1]), w + i + 16);
+        s0 = products(s0, vqtbl1q_u8(lookup, index[2]), w + i + 32);
+        s1 = products(s1, vqtbl1q_u8(lookup, index[3]), w + i + 48);
+    }
+    for (; i < n; i += 16) {
+        uint8x16_t index = vorrq_u8(pairs_at(upper, i, n), vandq_u8(spread(signs + i / 8), four));
+        s0 = products(s0, vqtbl1q_u8(lookup, index), w + i);
+    }
+    return vaddvq_s32(vaddq_s32(s0, s1));
+}
+
+static void dot3x4_neon(const uint8_t *const rows[4], const int8_t *w, const uint8_t *table, size_t n, int32_t sums[4])
+{
+    for (size_t r = 0; r < 4; r++)
+        sums[r] = dot3_neon(rows[r], rows[r] + n / 8, w, table, n);
+}
+
+static int32_t dot5_neon(const uint8_t *signs, const uint8_t *upper, const uint8_t *lower, const int8_t *w,
+                         const uint8_t *table, size_t n)
+{
+    const uint8x16x2_t lookup = {{vld1q_u8(table), vld1q_u8(table + 16)}};
     int32x4_t sum = vdupq_n_s32(0);
     for (size_t i = 0; i < n; i += 16) {
-        uint8x16_t sign = vandq_u8(spread(signs + i / 8), vdupq_n_u8(16));
-        int8x16_t t = vreinterpretq_s8_u8(vqtbl2q_u8(lookup, vorrq_u8(sign, mids_at(mids, i, n))));
-        int8x16_t weight = vld1q_s8(w + i);
-        /* 127 * 127 * 2 = 32,258: two products fit 16 bits */
-        int16x8_t pairs = vmlal_high_s8(vmull_s8(vget_low_s8(t), vget_low_s8(weight)), t, weight);
-        sum = vpadalq_s16(sum, pairs);
+        uint8x16_t index = vsliq_n_u8(pairs_at(lower, i, n), pairs_at(upper, i, n), 2);
+        index = vorrq_u8(index, vandq_u8(spread(signs + i / 8), vdupq_n_u8(16)));
+        sum = products(sum, vqtbl2q_u8(lookup, index), w + i);
     }
     return vaddvq_s32(sum);
 }
 
-static inline uint8x16_t codes_at(const uint8_t *signs, const uint8_t *mids, const uint8_t *lows, size_t i, size_t n)
+static inline uint8x16_t codes_at(const uint8_t *signs, const uint8_t *upper, const uint8_t *lower,
+                                  const uint8_t *lows, size_t i, size_t n)
 {
-    uint8x16_t code = vshlq_n_u8(mids_at(mids, i, n), 3);
+    uint8x16_t code = vshlq_n_u8(vsliq_n_u8(pairs_at(lower, i, n), pairs_at(upper, i, n), 2), 3);
     code = vorrq_u8(code, vandq_u8(spread(signs + i / 8), vdupq_n_u8(128)));
     code = vorrq_u8(code, vandq_u8(spread(lows + i / 8), vdupq_n_u8(4)));
     code = vorrq_u8(code, vandq_u8(spread(lows + (n + i) / 8), vdupq_n_u8(2)));
@@ -58,13 +102,13 @@ static inline uint8x16_t codes_at(const uint8_t *signs, const uint8_t *mids, con
 
 /* Table values one by one: a table of 512 bytes would be eight look-ups of four registers each for 16 codes. Neither
  * was measured: no such machine was at hand. */
-static int32_t dot8_neon(const uint8_t *signs, const uint8_t *mids, const uint8_t *lows, const int16_t *w,
-                         const int16_t *table, size_t n)
+static int32_t dot8_neon(const uint8_t *signs, const uint8_t *upper, const uint8_t *lower, const uint8_t *lows,
+                         const int16_t *w, const int16_t *table, size_t n)
 {
     int32_t sums[4] = {0, 0, 0, 0};
     for (size_t i = 0; i < n; i += 16) {
         uint8_t code[16];
-        vst1q_u8(code, codes_at(signs, mids, lows, i, n));
+        vst1q_u8(code, codes_at(signs, upper, lower, lows, i, n));
         for (size_t j = 0; j < 16; j++)
             sums[j % 4] += w[i + j] * table[code[j]];
     }
@@ -132,7 +176,29 @@ static inline void put_tops(uint8_t *plane, uint8x16_t bytes)
     plane[1] = vaddv_u8(vget_high_u8(bits));
 }
 
-static void split_neon(const uint8_t *codes, uint8_t *signs, uint8_t *mids, uint8_t *lows, size_t n)
+/* The bits 5 and 6 of the bytes of four quarters, the first one's lowest. */
+static inline uint8x16_t packed(uint8x16_t a, uint8x16_t b, uint8x16_t c, uint8x16_t d)
+{
+    a = vsliq_n_u8(vshrq_n_u8(a, 5), vshrq_n_u8(b, 5), 2);
+    return vsliq_n_u8(vsliq_n_u8(a, vshrq_n_u8(c, 5), 4), vshrq_n_u8(d, 5), 6);
+}
+
+/* The pairs of the codes of 64 positions, or of 32, to a plane: those at bit 5 after a shift to the left. */
+static inline void put_pairs64(uint8_t *plane, const uint8_t *codes, int left)
+{
+    int8x16_t by = vdupq_n_s8((int8_t)left);
+    vst1q_u8(plane, packed(vshlq_u8(vld1q_u8(codes), by), vshlq_u8(vld1q_u8(codes + 16), by),
+                           vshlq_u8(vld1q_u8(codes + 32), by), vshlq_u8(vld1q_u8(codes + 48), by)));
+}
+
+static inline void put_pairs32(uint8_t *plane, const uint8_t *codes, int left)
+{
+    int8x16_t by = vdupq_n_s8((int8_t)left);
+    uint8x16_t a = vshlq_u8(vld1q_u8(codes), by), c = vshlq_u8(vld1q_u8(codes + 16), by);
+    vst1_u8(plane, vget_low_u8(packed(a, vextq_u8(a, a, 8), c, vextq_u8(c, c, 8))));
+}
+
+static void split_neon(const uint8_t *codes, uint8_t *signs, uint8_t *upper, uint8_t *lower, uint8_t *lows, size_t n)
 {
     for (size_t i = 0; i < n; i += 16) {
         uint8x16_t code = vld1q_u8(codes + i);
@@ -141,19 +207,22 @@ static void split_neon(const uint8_t *codes, uint8_t *signs, uint8_t *mids, uint
         put_tops(lows + (n + i) / 8, vshlq_n_u8(code, 6));
         put_tops(lows + (2 * n + i) / 8, vshlq_n_u8(code, 7));
     }
-    for (size_t start = 0, half; start < n; start += 2 * half) {
-        half = n - start >= 64 ? 32 : 16;
-        for (size_t j = start; j < start + half; j += 16, mids += 16) {
-            uint8x16_t low = vandq_u8(vshrq_n_u8(vld1q_u8(codes + j), 3), vdupq_n_u8(15));
-            vst1q_u8(mids, vsliq_n_u8(low, vshrq_n_u8(vld1q_u8(codes + half + j), 3), 4));
-        }
+    size_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        put_pairs64(upper + i / 4, codes + i, 0);
+        put_pairs64(lower + i / 4, codes + i, 2);
+    }
+    if (i < n) {
+        put_pairs32(upper + i / 4, codes + i, 0);
+        put_pairs32(lower + i / 4, codes + i, 2);
     }
 }
 
-static void join_neon(const uint8_t *signs, const uint8_t *mids, const uint8_t *lows, uint8_t *codes, size_t n)
+static void join_neon(const uint8_t *signs, const uint8_t *upper, const uint8_t *lower, const uint8_t *lows,
+                      uint8_t *codes, size_t n)
 {
     for (size_t i = 0; i < n; i += 16)
-        vst1q_u8(codes + i, codes_at(signs, mids, lows, i, n));
+        vst1q_u8(codes + i, codes_at(signs, upper, lower, lows, i, n));
 }
 
 static inline int32x4_t rounded(float32x4_t x, float inverse, float most)
@@ -230,7 +299,7 @@ static void decode_neon(const uint8_t *codes, const float *mean, const float *sc
 }
 
 const dl_kernels dl_kernels_neon = {
-    "neon",      dot1_neon,   dot5_neon,  dot8_neon, l2_neon,      ip_neon,
-    encode_neon, decode_neon, split_neon, join_neon, weights_neon, hadamard_neon,
+    "neon", dot1_neon,   dot3_neon,   dot3x4_neon, dot5_neon, dot8_neon,    l2_neon,
+    ip_neon,  encode_neon, decode_neon, split_neon,  join_neon, weights_neon, hadamard_neon,
 };
 #endif

@@ -18,7 +18,7 @@ uint32_t choose(dl_index *ix, reader *r, near *list, uint32_t count, uint32_t se
         near item = list[i];
         bool stays = true;
         for (uint32_t j = 0; i >= settled && stays && j < kept; j++)
-            stays = relaxed * distance5(ix, &r->kept[j], item.slot) >= item.distance;
+            stays = relaxed * coarse_distance(ix, &r->kept[j], item.slot) >= item.distance;
         if (!stays)
             continue;
         if (kept + 1 < limit)
@@ -51,8 +51,8 @@ static void replace_link(dl_index *ix, reader *r, _Atomic uint32_t *links, uint3
         fetch_row(head_of(ix, slot), ix->row_bytes);
     probe_slot(ix, owner, from, r->codes);
     for (uint32_t i = 0; link_at(links, cap, i, &slot); i++) {
-        own[i] = distance5(ix, owner, slot);
-        cross[i] = distance5(ix, &r->query, slot);
+        own[i] = coarse_distance(ix, owner, slot);
+        cross[i] = coarse_distance(ix, &r->query, slot);
         if (own[i] < to.distance && cross[i] < to.distance)
             return;
     }

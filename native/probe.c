@@ -20,11 +20,11 @@ int probe_init(const dl_index *ix, probe *p)
         return DL_ENOMEM;
     p->plain = p->memory;
     p->turned = p->plain + dim;
-    int16_t *w8 = (int16_t *)(p->turned + dim);
-    int8_t *w5 = (int8_t *)(w8 + DL_FRAMES * (size_t)padded);
+    int16_t *w16 = (int16_t *)(p->turned + dim);
+    int8_t *w8 = (int8_t *)(w16 + DL_FRAMES * (size_t)padded);
     for (uint32_t i = 0; i < DL_FRAMES; i++) {
+        p->lanes[i].w16 = w16 + (size_t)i * padded;
         p->lanes[i].w8 = w8 + (size_t)i * padded;
-        p->lanes[i].w5 = w5 + (size_t)i * padded;
     }
     return DL_OK;
 }
@@ -62,10 +62,10 @@ void probe_slot(const dl_index *ix, probe *p, uint32_t slot, uint8_t *codes)
         return;
     }
     const frame *f = frame_of(ix, h->frame);
-    const uint8_t *signs = (const uint8_t *)(h + 1);
     const dl_kernels *k = dl_kernels_now();
-    k->join(signs, signs + ix->padded / 8, lows_of(ix, h, slot), codes, ix->padded);
-    k->decode(codes, f->mean, f->scale, f->table8, f->rotated ? p->turned : p->plain, dim);
+    planes at = planes_of(ix, h, rest_of(ix, h, slot));
+    k->join(at.signs, at.upper, at.lower, at.lows, codes, ix->padded);
+    k->decode(codes, f->mean, f->scale, f->fine, f->rotated ? p->turned : p->plain, dim);
     p->has_turned = f->rotated;
     p->has_plain = !f->rotated;
 }
@@ -82,7 +82,7 @@ static const float *coordinates(const dl_index *ix, probe *p, bool rotated)
     return rotated ? p->turned : p->plain;
 }
 
-/* Integer weights. dot8 sums |w8| * 4096 in 32 bits: the step keeps sum |w8| below 2^19, rounding included. */
+/* Integer weights. dot8 sums |w16| * 4096 in 32 bits: the step keeps sum |w16| below 2^19, rounding included. */
 void lane_prepare(const dl_index *ix, probe *p, uint32_t id)
 {
     lane *l = &p->lanes[id];
@@ -100,14 +100,14 @@ void lane_prepare(const dl_index *ix, probe *p, uint32_t id)
         largest = size > largest ? size : largest;
     }
     bool none = largest < 1e-30f; /* below any distance that matters, and 1 / step would overflow */
-    float step5 = none ? 1 : largest / 127;
-    float step8 = none ? 1 : fmaxf(largest / 32767, sum / (float)((1 << 19) - 1 - DL_MAX_DIM));
-    l->total = dl_kernels_now()->weights(weights, none ? 0 : 1 / step5, none ? 0 : 1 / step8, l->w5, l->w8, dim);
-    l->base = base;
-    l->step1 = step5;
-    l->factor5 = step5 * f->step5;
-    l->offset5 = step5 * f->low5 * (float)l->total;
-    l->factor8 = step8 * f->step8;
+    float step8 = none ? 1 : largest / 127;
+    float step16 = none ? 1 : fmaxf(largest / 32767, sum / (float)((1 << 19) - 1 - DL_MAX_DIM));
+    l->total = dl_kernels_now()->weights(weights, none ? 0 : 1 / step8, none ? 0 : 1 / step16, l->w8, l->w16, dim);
+    l->base = ix->config.metric == DL_L2 ? base : ix->config.metric == DL_COSINE ? 0.5f * base : -base;
+    l->sign_step = step8;
+    l->coarse_factor = step8 * f->coarse_step;
+    l->coarse_offset = step8 * f->coarse_low * (float)l->total;
+    l->fine_factor = step16 * f->fine_step;
     l->squares = l->margin = 0;
     l->samples = l->tested = l->passed = 0;
     l->ready = true;
@@ -124,29 +124,27 @@ float distance_float(const dl_index *ix, probe *p, const float *row)
     }
 }
 
-float distance5(const dl_index *ix, probe *p, uint32_t slot)
+float coarse_distance(const dl_index *ix, probe *p, uint32_t slot)
 {
     bool is_float;
     const head *h = (const head *)(const void *)row_of(ix, slot, &is_float);
     if (is_float)
         return distance_float(ix, p, (const float *)(h + 1));
     const lane *l = lane_of(ix, p, h->frame);
-    const uint8_t *signs = (const uint8_t *)(h + 1);
-    int32_t dot = dl_kernels_now()->dot5(signs, signs + ix->padded / 8, l->w5, frame_of(ix, h->frame)->int5table, ix->padded);
-    return distance_from(ix, l->base, l->factor5 * (float)dot + l->offset5, h->norm5);
+    int32_t dot = coarse_dot(ix, dl_kernels_now(), l, frame_of(ix, h->frame), h);
+    return distance_from(ix, l->base, l->coarse_factor * (float)dot + l->coarse_offset, h->coarse_norm);
 }
 
-float distance8(const dl_index *ix, probe *p, uint32_t slot)
+float fine_distance(const dl_index *ix, probe *p, uint32_t slot)
 {
     bool is_float;
     const head *h = (const head *)(const void *)row_of(ix, slot, &is_float);
     if (is_float)
         return distance_float(ix, p, (const float *)(h + 1));
     const lane *l = lane_of(ix, p, h->frame);
-    const uint8_t *signs = (const uint8_t *)(h + 1);
-    int32_t dot = dl_kernels_now()->dot8(signs, signs + ix->padded / 8, lows_of(ix, h, slot), l->w8,
-                                         frame_of(ix, h->frame)->int8table, ix->padded);
-    return distance_from(ix, l->base, l->factor8 * (float)dot, h->norm8);
+    planes at = planes_of(ix, h, rest_of(ix, h, slot));
+    int32_t dot = dl_kernels_now()->dot8(at.signs, at.upper, at.lower, at.lows, l->w16, frame_of(ix, h->frame)->fine_int, ix->padded);
+    return distance_from(ix, l->base, l->fine_factor * (float)dot, h->fine_norm);
 }
 
 /* Between a query in plain coordinates and a raw row as the user gave it. */

@@ -249,7 +249,7 @@ static int exact_all(dl_index *ix, reader *r, uint64_t now, const float *plain, 
                 item.distance = distance_raw(ix, plain + q * dim, raw);
             } else {
                 probe_vector(ix, &r->query, plain + q * dim);
-                item.distance = distance8(ix, &r->query, slot);
+                item.distance = fine_distance(ix, &r->query, slot);
             }
             if (heaps[q].size == k && item.distance >= heaps[q].items[0].distance)
                 continue;

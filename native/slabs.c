@@ -9,13 +9,13 @@ block *block_new(dl_index *ix, bool is_float)
     if (!b)
         return NULL;
     b->is_float = is_float;
-    b->bytes = (size_t)DL_SLAB * (is_float ? ix->float_bytes : ix->row_bytes + ix->low_bytes);
+    b->bytes = (size_t)DL_SLAB * (is_float ? ix->float_bytes : ix->row_bytes + ix->rest_bytes);
     b->rows = pages_take(ix, b->bytes);
     if (!b->rows) {
         free(b);
         return NULL;
     }
-    b->lows = b->rows + (size_t)DL_SLAB * ix->row_bytes;
+    b->rest = b->rows + (size_t)DL_SLAB * ix->row_bytes;
     for (uint32_t i = 0; i < DL_SLAB; i++)
         atomic_store_explicit(&block_head(ix, b, i)->flags, UNBORN, memory_order_relaxed);
     atomic_fetch_add(&ix->block_bytes, b->bytes);
@@ -56,8 +56,8 @@ void to_plain(const dl_index *ix, const float *x, float *plain)
 /* The 256 codes of slot i; [padded]. */
 void block_codes(const dl_index *ix, const block *b, uint32_t i, uint8_t *codes)
 {
-    const uint8_t *signs = b->rows + (size_t)i * ix->row_bytes + sizeof(head), *mids = signs + ix->padded / 8;
-    dl_kernels_now()->join(signs, mids, b->lows + (size_t)i * ix->low_bytes, codes, ix->padded);
+    planes p = planes_of(ix, block_head(ix, b, i), b->rest + (size_t)i * ix->rest_bytes);
+    dl_kernels_now()->join(p.signs, p.upper, p.lower, p.lows, codes, ix->padded);
 }
 
 /* By how much a sum over signs is stretched to estimate an inner product: <x', x'> / <x', s> with s the signs in units of scale
@@ -87,18 +87,18 @@ void block_put(const dl_index *ix, block *b, uint32_t i, uint32_t frame_id, cons
         dl_rotate(plain, turned, 1, dim, ix->config.rotation_seed);
     memset(codes + dim, 0, ix->padded - dim);
     k->encode(f->rotated ? turned : plain, f->mean, f->inv_scale, &f->grid, codes, dim);
-    float norm5 = 0, norm8 = 0, along = 0;
+    float coarse_norm = 0, fine_norm = 0, along = 0;
     for (uint32_t d = 0; d < dim; d++) {
-        float fine = f->scale[d] * f->table8[codes[d]], coarse = f->scale[d] * f->whole5[codes[d]];
-        norm8 += fine * fine;
-        norm5 += coarse * coarse;
+        float fine = f->scale[d] * f->fine[codes[d]], coarse = f->scale[d] * f->coarse_by_code[codes[d]];
+        fine_norm += fine * fine;
+        coarse_norm += coarse * coarse;
         along += f->scale[d] * fabsf(coarse);
     }
-    h->norm5 = norm5;
-    h->norm8 = norm8;
-    h->stretch = stretch_of(norm5, along);
-    uint8_t *signs = (uint8_t *)(h + 1);
-    k->split(codes, signs, signs + ix->padded / 8, b->lows + (size_t)i * ix->low_bytes, ix->padded);
+    h->coarse_norm = coarse_norm;
+    h->fine_norm = fine_norm;
+    h->stretch = stretch_of(coarse_norm, along);
+    planes p = planes_of(ix, h, b->rest + (size_t)i * ix->rest_bytes);
+    k->split(codes, p.signs, p.upper, p.lower, p.lows, ix->padded);
 }
 
 /* Add (or take away) the slot's code to the live counts of its frame. `codes` is scratch of [padded]. Commit lock. */

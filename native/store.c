@@ -1,19 +1,19 @@
 /* Saving and loading. Bytes read back are hostile: each is checked before it is used, and a loaded graph as a whole by
  * check_structure before anything is searched.
  *
- * Little-endian, no padding. Heads of version 3, slabs of version 2; older ones are refused: rebuild from the log.
- *   head   "DLH3", u32 dim, metric, m; u64 seed, rotation seed, inserted; u32 slots, entry, write frame; f32 growth
- *   slab   "DLS2", u32 slab, used, is_float; then per used slot:
+ * Little-endian, no padding. Version 3; older ones are refused: rebuild from the log.
+ *   head   "DLH3", u32 dim, metric, m, route bits; u64 seed, rotation seed, inserted; u32 slots, entry, write frame; f32 growth
+ *   slab   "DLS3", u32 slab, used, is_float; then per used slot:
  *          u8 state (0 free, 1 live, 2 dead), and unless free:
  *          u8 frame, u8 level, u32 parent, u64 row, u32 payload size, u16 key size, key, payload;
  *          per level 0..level: u32 count, count * u32 slot (bit 31: an edge of the tree);
- *          the code: f32[dim], or f32 norm5, f32 norm8, u16 stretch, the planes of kernels.h: signs, mids, lows
+ *          the code: f32[dim], or f32 coarse norm, f32 fine norm, u16 stretch, the planes of kernels.h
  * A node that is being unlinked is saved as dead; one in limbo, which nothing links to, as free. */
 #include <math.h>
 
 #include "internal.h"
 
-static const char HEAD[4] = "DLH3", SLAB_HEAD[4] = "DLS2";
+static const char HEAD[4] = "DLH3", SLAB_HEAD[4] = "DLS3";
 
 /* ---- writing ---- */
 
@@ -74,6 +74,7 @@ int dl_save_head(dl_index *ix, uint8_t **bytes, size_t *size)
     emit32(&out, ix->config.dim);
     emit32(&out, ix->config.metric);
     emit32(&out, ix->config.m);
+    emit32(&out, ix->config.route_bits);
     emit64(&out, ix->config.seed);
     emit64(&out, ix->config.rotation_seed);
     emit64(&out, ix->inserted);
@@ -113,11 +114,11 @@ static void save_slot(const dl_index *ix, sink *out, const slab *s, uint32_t slo
         emit(out, h + 1, ix->config.dim * sizeof(float));
         return;
     }
-    emit(out, &h->norm5, 4);
-    emit(out, &h->norm8, 4);
+    emit(out, &h->coarse_norm, 4);
+    emit(out, &h->fine_norm, 4);
     emit(out, &h->stretch, 2);
-    emit(out, h + 1, ix->padded / 8 * 5);
-    emit(out, lows_of(ix, h, slot), ix->low_bytes);
+    emit(out, h + 1, ix->padded / 8 * ix->config.route_bits);
+    emit(out, rest_of(ix, h, slot), ix->rest_bytes);
 }
 
 int dl_save_slab(dl_index *ix, uint32_t number, uint8_t **bytes, size_t *size)
@@ -223,15 +224,15 @@ static int load_code(dl_index *ix, slab *s, uint32_t slot, source *in)
         memcpy(h + 1, row, dim * sizeof(float));
         return all_finite((const float *)(h + 1), dim) ? DL_OK : DL_ECORRUPT;
     }
-    const uint8_t *norms = take(in, 10), *routing = take(in, ix->padded / 8 * 5), *lows = take(in, ix->low_bytes);
-    if (!lows)
+    const uint8_t *norms = take(in, 10), *routing = take(in, ix->padded / 8 * ix->config.route_bits), *rest = take(in, ix->rest_bytes);
+    if (!rest)
         return DL_ECORRUPT;
-    memcpy(&h->norm5, norms, 4);
-    memcpy(&h->norm8, norms + 4, 4);
+    memcpy(&h->coarse_norm, norms, 4);
+    memcpy(&h->fine_norm, norms + 4, 4);
     memcpy(&h->stretch, norms + 8, 2);
-    memcpy(h + 1, routing, ix->padded / 8 * 5);
-    memcpy((uint8_t *)lows_of(ix, h, slot), lows, ix->low_bytes);
-    return isfinite(h->norm5) && isfinite(h->norm8) && h->stretch < 0x7F80 ? DL_OK : DL_ECORRUPT;
+    memcpy(h + 1, routing, ix->padded / 8 * ix->config.route_bits);
+    memcpy((uint8_t *)rest_of(ix, h, slot), rest, ix->rest_bytes);
+    return isfinite(h->coarse_norm) && isfinite(h->fine_norm) && h->stretch < 0x7F80 ? DL_OK : DL_ECORRUPT;
 }
 
 static int load_slot(dl_index *ix, slab *s, uint32_t slot, source *in)
@@ -368,7 +369,7 @@ int dl_load_head(dl_index *ix, const uint8_t *bytes, size_t size, char *message,
 {
     source in = {bytes, bytes + size, false};
     const uint8_t *magic = take(&in, 4);
-    uint32_t dim = take32(&in), metric = take32(&in), m = take32(&in);
+    uint32_t dim = take32(&in), metric = take32(&in), m = take32(&in), route_bits = take32(&in);
     uint64_t seed = take64(&in), rotation_seed = take64(&in), inserted = take64(&in);
     uint32_t slots = take32(&in), entry = take32(&in), write_frame = take32(&in), bits = take32(&in);
     float growth;
@@ -376,7 +377,7 @@ int dl_load_head(dl_index *ix, const uint8_t *bytes, size_t size, char *message,
     if (message_size)
         strncpy(message, "the head does not belong to this index", message_size - 1);
     if (in.failed || memcmp(magic, HEAD, 4) || in.at != in.end || dim != ix->config.dim ||
-        metric != ix->config.metric || m != ix->config.m || seed != ix->config.seed ||
+        metric != ix->config.metric || m != ix->config.m || route_bits != ix->config.route_bits || seed != ix->config.seed ||
         rotation_seed != ix->config.rotation_seed || write_frame >= DL_FRAMES || !frame_of(ix, write_frame) || !(growth >= 0 && growth < INFINITY))
         return DL_ECORRUPT;
     atomic_store(&ix->growth, growth);

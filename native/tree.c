@@ -46,7 +46,7 @@ void hold(dl_index *ix, reader *r, uint32_t from, uint32_t to)
     for (uint32_t i = 0; link_at(links, cap, i, &slot); i++) {
         if (get(links + i) & TREE)
             continue;
-        float d = distance5(ix, owner, slot);
+        float d = coarse_distance(ix, owner, slot);
         if (victim == NONE || d > farthest) {
             victim = i;
             farthest = d;

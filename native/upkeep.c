@@ -107,7 +107,7 @@ static void add_candidate(dl_index *ix, reader *r, uint32_t *count, uint32_t slo
 {
     if (seen_before(r, slot))
         return;
-    r->picked[*count] = (near){distance5(ix, &r->query, slot), slot};
+    r->picked[*count] = (near){coarse_distance(ix, &r->query, slot), slot};
     ++*count;
 }
 
@@ -168,7 +168,7 @@ static int repair(dl_index *ix, reader *r, uint32_t slot, uint32_t level)
     if (standing == size)
         return DL_OK;
     int code = picked_reserve(r, (size_t)cap * (cap + 1));
-    if (code != DL_OK || !seen_reset(ix, r))
+    if (code != DL_OK || !seen_reset(ix, r) || !seen_room(r, (size_t)cap * (cap + 1) + 1))
         return code != DL_OK ? code : DL_ENOMEM;
     probe_slot(ix, &r->query, slot, r->codes);
     seen_before(r, slot);

@@ -20,6 +20,7 @@
 enum {
     GATE_SAMPLES = 48,  /* distances that calibrate the signs */
     GATE_TRIAL = 96,    /* rows asked by signs before they are judged */
+    COUNTED = 48,       /* places searched by counting, which goes several at a time */
     SOON = 2,           /* places in the pool behind the next one */
     CALIBRATING = 12,   /* measurements that tell how far coarser ones are off */
     AHEAD = 4           /* rows asked for before they are measured */
@@ -102,7 +103,7 @@ int picked_reserve(reader *r, size_t n)
     return DL_OK;
 }
 
-/* ---- the slots seen: a bit each, and a byte per slab that says whether there are any to clear ---- */
+/* ---- the slots seen: a bit each, and a list of them by which the bits are cleared ---- */
 
 static bool seen_fit(reader *r, uint32_t slabs)
 {
@@ -111,34 +112,31 @@ static bool seen_fit(reader *r, uint32_t slabs)
     uint64_t *seen = dl_grow(r->seen, (size_t)slabs * DL_SLAB / 8);
     if (!seen)
         return false;
-    r->seen = seen;
-    uint8_t *dirty = dl_grow(r->dirty, slabs);
-    if (!dirty)
-        return false;
-    r->dirty = dirty;
     memset((char *)seen + (size_t)r->seen_slabs * DL_SLAB / 8, 0, (size_t)(slabs - r->seen_slabs) * DL_SLAB / 8);
-    memset(dirty + r->seen_slabs, 0, slabs - r->seen_slabs);
+    r->seen = seen;
     r->seen_slabs = slabs;
+    return true;
+}
+
+bool seen_room(reader *r, size_t n)
+{
+    if (r->marked_count + n < r->marked_capacity)
+        return true;
+    size_t capacity = 2 * (r->marked_count + n) + 1024;
+    uint32_t *marked = dl_grow(r->marked, capacity * sizeof *marked);
+    if (!marked)
+        return false;
+    r->marked = marked;
+    r->marked_capacity = capacity;
     return true;
 }
 
 bool seen_reset(dl_index *ix, reader *r)
 {
-    for (uint32_t i = 0; i < r->seen_slabs; i++)
-        if (r->dirty[i]) {
-            memset((char *)r->seen + (size_t)i * DL_SLAB / 8, 0, DL_SLAB / 8);
-            r->dirty[i] = 0;
-        }
+    for (size_t i = 0; i < r->marked_count; i++)
+        r->seen[r->marked[i] >> 6] = 0;
+    r->marked_count = 0;
     return seen_fit(r, atomic_load(&ix->slab_count));
-}
-
-bool seen_before(reader *r, uint32_t slot)
-{
-    uint64_t *word = &r->seen[slot >> 6], bit = 1ull << (slot & 63);
-    bool seen = *word & bit;
-    *word |= bit;
-    r->dirty[slot >> SLAB_BITS] = 1;
-    return seen;
 }
 
 /* ---- the best so far ---- */
@@ -161,9 +159,12 @@ static inline void pool_insert(const dl_index *ix, reader *r, near item)
 {
     near *pool = r->pool;
     uint32_t low = 0, left = r->pool_size;
-    for (; left > 1; left -= left / 2) /* without a branch: where it goes cannot be foreseen */
+    for (; left > COUNTED; left -= left / 2) /* without a branch: where it goes cannot be foreseen */
         low += (pool[low + left / 2 - 1].distance <= item.distance) * (left / 2);
-    low += left && pool[low].distance <= item.distance;
+    uint32_t nearer = 0;
+    for (uint32_t i = 0; i < left; i++)
+        nearer += pool[low + i].distance <= item.distance;
+    low += nearer;
     if (low == r->reach.most)
         return;
     r->pool_size += r->pool_size < r->reach.most;
@@ -237,9 +238,9 @@ typedef struct {
 /* Whether the signs tell that the row cannot be among the best. */
 static inline bool too_far(const dl_index *ix, const lane *l, const dl_kernels *k, const head *h, float limit)
 {
-    int32_t sum = 2 * k->dot1((const uint8_t *)(h + 1), l->w5, ix->padded) - l->total;
-    float most = stretch_as_float(h->stretch) * (l->step1 * (float)sum + l->margin);
-    return distance_from(ix, l->base, most, h->norm5) > limit;
+    int32_t sum = 2 * k->dot1((const uint8_t *)(h + 1), l->w8, ix->padded) - l->total;
+    float most = stretch_as_float(h->stretch) * (l->sign_step * (float)sum + l->margin);
+    return distance_from(ix, l->base, most, h->coarse_norm) > limit;
 }
 
 /* One more pair of what the signs said and what is so. */
@@ -247,8 +248,8 @@ static inline void calibrate(const dl_index *ix, lane *l, const dl_kernels *k, c
 {
     float stretch = stretch_as_float(h->stretch);
     if (stretch > 0) {
-        int32_t sum = 2 * k->dot1((const uint8_t *)(h + 1), l->w5, ix->padded) - l->total;
-        float error = dot / stretch - l->step1 * (float)sum;
+        int32_t sum = 2 * k->dot1((const uint8_t *)(h + 1), l->w8, ix->padded) - l->total;
+        float error = dot / stretch - l->sign_step * (float)sum;
         l->squares += error * error;
     }
     if (++l->samples == GATE_SAMPLES)
@@ -258,18 +259,16 @@ static inline void calibrate(const dl_index *ix, lane *l, const dl_kernels *k, c
 static inline float measure(const dl_index *ix, reader *r, const dl_kernels *k, const head *h)
 {
     lane *l = lane_of(ix, &r->query, h->frame);
-    const uint8_t *signs = (const uint8_t *)(h + 1);
-    float dot = l->factor5 * (float)k->dot5(signs, signs + ix->padded / 8, l->w5, frame_of(ix, h->frame)->int5table, ix->padded) +
-                l->offset5;
+    float dot = l->coarse_factor * (float)coarse_dot(ix, k, l, frame_of(ix, h->frame), h) + l->coarse_offset;
     if (l->samples < GATE_SAMPLES)
         calibrate(ix, l, k, h, dot);
-    return distance_from(ix, l->base, dot, h->norm5);
+    return distance_from(ix, l->base, dot, h->coarse_norm);
 }
 
-/* Whether the signs are asked: once they are calibrated, unless they seldom tell enough. */
-static inline bool gated(const lane *l)
+/* Whether the signs are asked: once they are calibrated, unless they seldom tell enough, or come with all that routes in one line. */
+static inline bool gated(const dl_index *ix, const lane *l)
 {
-    return l->ready && l->samples >= GATE_SAMPLES && (l->tested < GATE_TRIAL || 4 * l->passed <= 3 * l->tested);
+    return ix->row_bytes > LINE && l->ready && l->samples >= GATE_SAMPLES && (l->tested < GATE_TRIAL || 4 * l->passed <= 3 * l->tested);
 }
 
 /* Expand one node: its unseen neighbours are measured and met. */
@@ -277,17 +276,16 @@ static int hop(dl_index *ix, reader *r, const dl_kernels *k, uint32_t slot, uint
 {
     met batch[2 * 128];
     uint32_t count = 0, cap = link_cap(ix, level);
+    if (!seen_room(r, cap))
+        return DL_ENOMEM;
     const lane *usual = &r->query.lanes[atomic_load_explicit(&ix->write_frame, memory_order_relaxed)];
-    bool gate = gated(usual);
+    bool gate = gated(ix, usual);
     size_t first = gate ? sizeof(head) + ix->padded / 8 : ix->row_bytes;
     const _Atomic uint32_t *links = links_of(ix, slot, level);
-    uint32_t words[2 * 128];
-    for (uint32_t i = cap; i-- > 0;) /* backwards: a repair closes gaps by moving entries forward, and none may slip by */
-        words[i] = get(links + i);
-    for (uint32_t i = 0; i < cap; i++) {
-        if (words[i] == NONE)
+    for (uint32_t i = cap; i-- > 0;) { /* backwards: a repair closes gaps by moving entries forward, and none may slip by */
+        uint32_t word = get(links + i), to = word & ~TREE;
+        if (word == NONE)
             continue;
-        uint32_t to = words[i] & ~TREE;
         if (to >> SLAB_BITS >= r->seen_slabs && !seen_fit(r, atomic_load(&ix->slab_count)))
             return DL_ENOMEM;
         if (seen_before(r, to))
@@ -309,7 +307,7 @@ static int hop(dl_index *ix, reader *r, const dl_kernels *k, uint32_t slot, uint
                 continue;
             }
             lane *own = lane_of(ix, &r->query, one.row->frame); /* another frame's may not be calibrated yet */
-            bool far = gated(own) && too_far(ix, own, k, one.row, limit);
+            bool far = gated(ix, own) && too_far(ix, own, k, one.row, limit);
             left += !far;
             own->tested += own->samples >= GATE_SAMPLES;
             own->passed += own->samples >= GATE_SAMPLES && !far;
@@ -321,7 +319,7 @@ static int hop(dl_index *ix, reader *r, const dl_kernels *k, uint32_t slot, uint
             fetch_row((const uint8_t *)batch[i].row + first, ix->row_bytes - first);
     for (uint32_t i = 0; i < count; i++) {
         const head *h = batch[i].row;
-        float d = h ? measure(ix, r, k, h) : distance5(ix, &r->query, batch[i].slot);
+        float d = h ? measure(ix, r, k, h) : coarse_distance(ix, &r->query, batch[i].slot);
         if (d >= limit)
             continue;
         if (!meet(ix, r, (near){d, batch[i].slot}, flags_of(h ? h : head_of(ix, batch[i].slot)), now, only))
@@ -335,8 +333,8 @@ static bool begin(dl_index *ix, reader *r, uint32_t start, uint64_t now, const a
 {
     if (start >> SLAB_BITS >= r->seen_slabs && !seen_fit(r, atomic_load(&ix->slab_count)))
         return false;
-    return seen_before(r, start) ||
-           meet(ix, r, (near){distance5(ix, &r->query, start), start}, flags_of(head_of(ix, start)), now, only);
+    return seen_room(r, 1) && (seen_before(r, start) ||
+           meet(ix, r, (near){coarse_distance(ix, &r->query, start), start}, flags_of(head_of(ix, start)), now, only));
 }
 
 /* Greedily to the nearest node, from `start`'s level down to just above `to`. What is measured on the way calibrates the signs for
@@ -344,7 +342,7 @@ static bool begin(dl_index *ix, reader *r, uint32_t start, uint64_t now, const a
 uint32_t descend(const dl_index *ix, reader *r, uint32_t start, uint32_t to)
 {
     const dl_kernels *k = dl_kernels_now();
-    float best = distance5(ix, &r->query, start);
+    float best = coarse_distance(ix, &r->query, start);
     uint32_t slot;
     bool is_float;
     for (uint32_t level = level_of(ix, start); level > to; level--)
@@ -356,9 +354,9 @@ uint32_t descend(const dl_index *ix, reader *r, uint32_t start, uint32_t to)
             for (uint32_t i = 0; link_at(links, ix->config.m, i, &slot); i++) {
                 const head *h = (const head *)(const void *)row_of(ix, slot, &is_float);
                 const lane *l = is_float ? NULL : lane_of(ix, &r->query, h->frame);
-                if (l && gated(l) && too_far(ix, l, k, h, best))
+                if (l && gated(ix, l) && too_far(ix, l, k, h, best))
                     continue;
-                float d = is_float ? distance5(ix, &r->query, slot) : measure(ix, r, k, h);
+                float d = is_float ? coarse_distance(ix, &r->query, slot) : measure(ix, r, k, h);
                 if (d < best) {
                     best = d;
                     start = slot;
@@ -423,9 +421,9 @@ int scan(dl_index *ix, reader *r, uint32_t ef, uint64_t now, const allowed *only
                 continue;
             float limit = worst(r);
             const lane *l = is_float ? NULL : lane_of(ix, &r->query, h->frame);
-            if (l && gated(l) && too_far(ix, l, k, h, limit))
+            if (l && gated(ix, l) && too_far(ix, l, k, h, limit))
                 continue;
-            float d = is_float ? distance5(ix, &r->query, slot) : measure(ix, r, k, h);
+            float d = is_float ? coarse_distance(ix, &r->query, slot) : measure(ix, r, k, h);
             if (d < limit && !keep(ix, r, (near){d, slot}))
                 return DL_ENOMEM;
         }
@@ -489,11 +487,11 @@ float by_codes(const dl_index *ix, reader *r, uint32_t slot, float coarse, bool 
 {
     (void)coarse;
     if (!ahead)
-        return distance8(ix, &r->query, slot);
+        return fine_distance(ix, &r->query, slot);
     bool is_float;
     const head *h = (const head *)(const void *)row_of(ix, slot, &is_float);
     if (!is_float)
-        fetch_row(lows_of(ix, h, slot), ix->low_bytes);
+        fetch_row(rest_of(ix, h, slot), ix->rest_bytes);
     return 0;
 }
 

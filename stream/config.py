@@ -61,6 +61,8 @@ class Index(Section):
     """Links per node of the graph; twice as many on the lowest level."""
     ef_construction: Annotated[int, Field(ge=4, le=4096)] = 200
     """Width of the search that places a new vector."""
+    route_bits: Literal[3, 5] | None = None
+    """Bits of a code by which the graph is walked. Unset: 3, or 5 in few dimensions."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of levels and rotation."""
     embedding_model: str | None = None

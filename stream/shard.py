@@ -28,7 +28,7 @@ __all__ = ["Changes", "PendingSnapshot", "Shard"]
 Result = TypeVar("Result")
 
 OTHER_THREADS = 4  # decoding, upkeep, a snapshot, a status
-SHAPE = ("m", "ef_construction", "seed", "compress_after")  # settings that an index keeps
+SHAPE = ("m", "ef_construction", "route_bits", "seed", "compress_after")  # settings that an index keeps
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +173,7 @@ class Shard:
             index.m,
             index.ef_construction,
             index.seed,
+            route_bits=index.route_bits,
             raw=self._store.open_raw(dim),
             compress_after=index.compress_after,
             drift=self._drift,

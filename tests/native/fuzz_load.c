@@ -11,10 +11,11 @@
 
 #include "driftline.h"
 
+enum { ROUTE_BITS = 3, WIDTH = 256 >> ROUTE_BITS };
 enum { DIM = 6, ROWS = 64, MOST = 1 << 16, MOST_EDITS = 4 /* more seldom load */ };
 
 static float rows[ROWS * DIM];
-static const dl_config config = {DIM, DL_L2, 2, 8, 3, 5};
+static const dl_config config = {DIM, DL_L2, 2, 8, ROUTE_BITS, 3, 5};
 
 typedef struct {
     uint8_t bytes[MOST];
@@ -33,16 +34,16 @@ static void must(int good, const char *what)
 static dl_index *open_index(int tiles)
 {
     dl_index *ix = NULL;
-    float mean[DIM] = {0}, scale[DIM], edges[255], table8[256], table5[32];
+    float mean[DIM] = {0}, scale[DIM], edges[255], fine[256], coarse[1 << ROUTE_BITS];
     for (int d = 0; d < DIM; d++)
         scale[d] = 1;
     for (int c = 0; c < 256; c++)
-        table8[c] = (float)(c - 127.5) / 40;
+        fine[c] = (float)(c - 127.5) / 40;
     for (int c = 0; c < 255; c++)
-        edges[c] = (table8[c] + table8[c + 1]) / 2;
-    for (int c = 0; c < 32; c++)
-        table5[c] = (table8[8 * c + 3] + table8[8 * c + 4]) / 2;
-    dl_tile tile = {mean, scale, edges, table8, table5, 1};
+        edges[c] = (fine[c] + fine[c + 1]) / 2;
+    for (int c = 0; c < 1 << ROUTE_BITS; c++)
+        coarse[c] = (fine[c * WIDTH + WIDTH / 2 - 1] + fine[c * WIDTH + WIDTH / 2]) / 2;
+    dl_tile tile = {mean, scale, edges, fine, coarse, 1};
     must(dl_open(&config, &ix) == DL_OK && dl_attach(ix, 0, rows, ROWS) == DL_OK, "open");
     must(dl_frame_open(ix, 0, NULL) == DL_OK && dl_frame_open(ix, 1, &tile) == DL_OK, "frames");
     if (tiles)

@@ -9,6 +9,7 @@
 
 #include "driftline.h"
 
+enum { ROUTE_BITS = 3, WIDTH = 256 >> ROUTE_BITS };
 enum { DIM = 4, KEYS = 256, ROWS = 256, NOTHING = -1, WORDS = DL_SLAB / 64, MOST_STEPS = 400, MOST_SLABS = 64 };
 
 static float rows[ROWS * DIM];
@@ -33,16 +34,16 @@ static void check(void)
 
 static void open_tile(uint32_t frame)
 {
-    float mean[DIM] = {0}, scale[DIM], edges[255], table8[256], table5[32];
+    float mean[DIM] = {0}, scale[DIM], edges[255], fine[256], coarse[1 << ROUTE_BITS];
     for (int d = 0; d < DIM; d++)
         scale[d] = (float)frame;
     for (int c = 0; c < 256; c++)
-        table8[c] = (float)(c - 127.5) / 40;
+        fine[c] = (float)(c - 127.5) / 40;
     for (int c = 0; c < 255; c++)
-        edges[c] = (table8[c] + table8[c + 1]) / 2;
-    for (int c = 0; c < 32; c++)
-        table5[c] = (table8[8 * c + 3] + table8[8 * c + 4]) / 2;
-    dl_tile tile = {mean, scale, edges, table8, table5, frame == 1};
+        edges[c] = (fine[c] + fine[c + 1]) / 2;
+    for (int c = 0; c < 1 << ROUTE_BITS; c++)
+        coarse[c] = (fine[c * WIDTH + WIDTH / 2 - 1] + fine[c * WIDTH + WIDTH / 2]) / 2;
+    dl_tile tile = {mean, scale, edges, fine, coarse, frame == 1};
     must(dl_frame_open(ix, frame, &tile) == DL_OK, "open frame");
 }
 
@@ -204,7 +205,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     if (!size)
         return 0;
-    config = (dl_config){DIM, *data % 3, *data & 4 ? 2 : 4, *data & 8 ? 4 : 16, *data, 5};
+    config = (dl_config){DIM, *data % 3, *data & 4 ? 2 : 4, *data & 8 ? 4 : 16, ROUTE_BITS, *data, 5};
     for (int i = 0; i < ROWS * DIM; i++) /* in the second half many are equal */
         rows[i] = (float)((i < ROWS * DIM / 2 ? i * 37 : i / DIM / 40 * 13) % 101) / 50 - 0.99f;
     for (int key = 0; key < KEYS; key++)

@@ -71,51 +71,71 @@ static void *last(area a, size_t bytes)
     return a.end - bytes;
 }
 
-static void check_codes(const dl_kernels *k, size_t n, bool extreme)
+/* Random rows, and those that bring each sum to its bounds: every weight, code and table value at an end. */
+enum kind { RANDOM, LEAST, GREATEST };
+
+static void check_codes(const dl_kernels *k, size_t n, enum kind kind)
 {
-    static area codes, signs, mids, lows, out, w8, w16, table5, table8;
+    static area codes, signs, uppers, lowers, lows, out, w8, w16, table3, table5, table8, rows[4];
     if (!codes.end) {
-        codes = area_of(MOST), out = area_of(MOST), signs = area_of(MOST / 8), mids = area_of(MOST / 2);
-        lows = area_of(3 * MOST / 8), w8 = area_of(MOST), w16 = area_of(2 * MOST), table5 = area_of(32),
-        table8 = area_of(512);
+        codes = area_of(MOST), out = area_of(MOST), signs = area_of(MOST / 8), uppers = area_of(MOST / 4);
+        lowers = area_of(MOST / 4), lows = area_of(3 * MOST / 8), w8 = area_of(MOST), w16 = area_of(2 * MOST);
+        table3 = area_of(8), table5 = area_of(32), table8 = area_of(512);
+        for (size_t r = 0; r < 4; r++)
+            rows[r] = area_of(3 * MOST / 8);
     }
     const dl_kernels *truth = &dl_kernels_scalar;
-    uint8_t *code = last(codes, n), *sign = last(signs, n / 8), *mid = last(mids, n / 2), *low = last(lows, 3 * n / 8);
-    uint8_t *again = last(out, n), *five = last(table5, 32);
+    uint8_t *code = last(codes, n), *sign = last(signs, n / 8), *upper = last(uppers, n / 4);
+    uint8_t *lower = last(lowers, n / 4), *low = last(lows, 3 * n / 8), *again = last(out, n);
+    uint8_t *three = last(table3, 8), *five = last(table5, 32);
     int8_t *narrow = last(w8, n);
     int16_t *wide = last(w16, 2 * n), *eight = last(table8, 512);
     int32_t bound = (int32_t)(((1u << 19) - 1) / n < 32767 ? ((1u << 19) - 1) / n : 32767);
+    int32_t end = kind == LEAST ? -1 : 1;
     for (size_t i = 0; i < n; i++) {
-        code[i] = extreme ? 255 : (uint8_t)any();
-        narrow[i] = (int8_t)(extreme ? -127 : (int32_t)(any() % 255) - 127);
-        wide[i] = (int16_t)(extreme ? bound : (int32_t)(any() % (2 * (uint32_t)bound + 1)) - bound);
+        code[i] = kind != RANDOM ? 255 : (uint8_t)any();
+        narrow[i] = (int8_t)(kind != RANDOM ? end * 127 : (int32_t)(any() % 255) - 127);
+        wide[i] = (int16_t)(kind != RANDOM ? end * bound : (int32_t)(any() % (2 * (uint32_t)bound + 1)) - bound);
     }
+    for (size_t i = 0; i < 8; i++)
+        three[i] = kind != RANDOM ? 127 : (uint8_t)(any() % 128);
     for (size_t i = 0; i < 32; i++)
-        five[i] = extreme ? 127 : (uint8_t)(any() % 128);
+        five[i] = kind != RANDOM ? 127 : (uint8_t)(any() % 128);
     for (size_t i = 0; i < 256; i++)
-        eight[i] = (int16_t)(extreme ? -4096 : (int32_t)(any() % 8193) - 4096);
+        eight[i] = (int16_t)(kind != RANDOM ? -4096 : (int32_t)(any() % 8193) - 4096);
 
     static uint8_t planes[MOST];
-    truth->split(code, planes, planes + n / 8, planes + 5 * n / 8, n);
-    k->split(code, sign, mid, low, n);
-    expect(!memcmp(sign, planes, n / 8) && !memcmp(mid, planes + n / 8, n / 2) &&
-               !memcmp(low, planes + 5 * n / 8, 3 * n / 8),
+    uint8_t *true_upper = planes + n / 8, *true_lower = true_upper + n / 4, *true_low = true_lower + n / 4;
+    truth->split(code, planes, true_upper, true_lower, true_low, n);
+    k->split(code, sign, upper, lower, low, n);
+    expect(!memcmp(sign, planes, n / 8) && !memcmp(upper, true_upper, n / 4) && !memcmp(lower, true_lower, n / 4) &&
+               !memcmp(low, true_low, 3 * n / 8),
            "split", k->name, n);
     memset(again, 0, n);
-    k->join(sign, mid, low, again, n);
+    k->join(sign, upper, lower, low, again, n);
     expect(!memcmp(code, again, n), "join", k->name, n);
-    expect(k->dot1(sign, narrow, n) == truth->dot1(sign, narrow, n), "dot1", k->name, n);
-    expect(k->dot5(sign, mid, narrow, five, n) == truth->dot5(sign, mid, narrow, five, n), "dot5", k->name, n);
-    expect(k->dot8(sign, mid, low, wide, eight, n) == truth->dot8(sign, mid, low, wide, eight, n), "dot8", k->name, n);
-    int64_t sum1 = 0, sum5 = 0, sum8 = 0;
+    int64_t sum1 = 0, sum3 = 0, sum5 = 0, sum8 = 0;
     for (size_t i = 0; i < n; i++) {
         sum1 += code[i] >> 7 ? narrow[i] : 0;
+        sum3 += (int32_t)narrow[i] * three[code[i] >> 5];
         sum5 += (int32_t)narrow[i] * five[code[i] >> 3];
         sum8 += (int32_t)wide[i] * eight[code[i]];
     }
-    expect(k->dot1(sign, narrow, n) == sum1, "definition of dot1", k->name, n);
-    expect(k->dot5(sign, mid, narrow, five, n) == sum5, "definition of dot5", k->name, n);
-    expect(k->dot8(sign, mid, low, wide, eight, n) == sum8, "definition of dot8", k->name, n);
+    const uint8_t *four[4];
+    int32_t expected[4], sums[4];
+    for (size_t r = 0; r < 4; r++) {
+        uint8_t *row = last(rows[r], 3 * n / 8);
+        for (size_t i = 0; i < 3 * n / 8; i++)
+            row[i] = kind != RANDOM ? 255 : (uint8_t)any();
+        four[r] = row;
+        expected[r] = truth->dot3(row, row + n / 8, narrow, three, n);
+    }
+    k->dot3x4(four, narrow, three, n, sums);
+    expect(!memcmp(sums, expected, sizeof sums), "dot3x4", k->name, n);
+    expect(k->dot1(sign, narrow, n) == sum1, "dot1", k->name, n);
+    expect(k->dot3(sign, upper, narrow, three, n) == sum3, "dot3", k->name, n);
+    expect(k->dot5(sign, upper, lower, narrow, five, n) == sum5, "dot5", k->name, n);
+    expect(k->dot8(sign, upper, lower, low, wide, eight, n) == sum8, "dot8", k->name, n);
 }
 
 static bool near(float x, double truth, double size)
@@ -231,11 +251,9 @@ static void check_set(const dl_kernels *k)
             check_floats(k, n, round % 2);
     for (size_t n = 256; n <= MOST; n *= 2)
         check_floats(k, n, false);
-    for (size_t n = 32; n <= 1024; n += 32)
+    for (size_t n = 32; n <= MOST; n = n < 1024 ? n + 32 : 2 * n)
         for (int round = 0; round < 8; round++)
-            check_codes(k, n, round == 0);
-    check_codes(k, MOST, true);
-    check_codes(k, MOST, false);
+            check_codes(k, n, round == 0 ? LEAST : round == 1 ? GREATEST : RANDOM);
 
     float edges[255];
     for (int i = 0; i < 255; i++)

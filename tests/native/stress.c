@@ -13,6 +13,7 @@
 
 /* Keys 0..STILL-1 are written once; those below KEPT are replaced and never deleted; behind them each writer has OWN keys; the rest
  * are shared. */
+enum { ROUTE_BITS = 3, WIDTH = 256 >> ROUTE_BITS };
 enum { DIM = 20, ROWS = 1 << 16, STILL = 10, KEPT = 40, OWN = 250, SHARED = 300, WRITERS = 2, READERS = 2, BATCH = 16 };
 enum { KEYS = KEPT + WRITERS * OWN + SHARED, ALL = 1000 /* candidates: more than are ever live, and kept in the sorted pool */, ATTEMPTS = 4 };
 
@@ -22,7 +23,7 @@ static uint32_t still_slots[STILL];
 static _Atomic int stop, failures;
 static _Atomic long searches, writes, rounds;
 static _Atomic uint64_t next_row;
-static const dl_config config = {DIM, DL_L2, 5, 24, 7, 9};
+static const dl_config config = {DIM, DL_L2, 5, 24, ROUTE_BITS, 7, 9};
 
 static uint32_t draw(uint64_t *state, uint32_t below)
 {
@@ -234,16 +235,16 @@ static void *write_on(void *argument)
 
 static void open_tile(dl_index *to, uint32_t frame)
 {
-    float mean[DIM] = {0}, scales[DIM], edges[255], table8[256], table5[32];
+    float mean[DIM] = {0}, scales[DIM], edges[255], fine[256], coarse[1 << ROUTE_BITS];
     for (int d = 0; d < DIM; d++)
         scales[d] = 0.5f + 0.5f * (float)frame;
     for (int c = 0; c < 256; c++)
-        table8[c] = (float)(c - 127.5) / 40;
+        fine[c] = (float)(c - 127.5) / 40;
     for (int c = 0; c < 255; c++)
-        edges[c] = (table8[c] + table8[c + 1]) / 2;
-    for (int c = 0; c < 32; c++)
-        table5[c] = (table8[8 * c + 3] + table8[8 * c + 4]) / 2;
-    dl_tile tile = {mean, scales, edges, table8, table5, 1};
+        edges[c] = (fine[c] + fine[c + 1]) / 2;
+    for (int c = 0; c < 1 << ROUTE_BITS; c++)
+        coarse[c] = (fine[c * WIDTH + WIDTH / 2 - 1] + fine[c * WIDTH + WIDTH / 2]) / 2;
+    dl_tile tile = {mean, scales, edges, fine, coarse, 1};
     expect(dl_frame_open(to, frame, &tile) == DL_OK, "open frame");
 }
 

@@ -43,7 +43,7 @@ def test_search_finds_what_brute_force_finds(metric: str, rotated: bool, dim: in
     rng = np.random.default_rng(dim)
     x = rng.normal(size=(1500, dim)).astype(np.float32) + 0.3
     q = rng.normal(size=(30, dim)).astype(np.float32) + 0.3
-    core = core_of(x, metric, tile=tile_of(x, rotated=rotated))
+    core = core_of(x, metric, tile=tile_of(x, metric=metric, rotated=rotated))
     core.upsert(keys_of(range(1500)), [b""] * 1500, x, np.arange(1500, dtype=np.uint64))
     core.check(codes=True)
     truth = np.sort(distances(metric, x, q), axis=1)[:, :10]
@@ -92,7 +92,7 @@ def test_without_raw_rows_codes_answer():
     are."""
     rng = np.random.default_rng(1)
     x = rng.normal(size=(400, 20)).astype(np.float32)
-    core = Core(20, "l2", 8, 64, 0, ROTATION_SEED)
+    core = Core(20, "l2", 8, 64, 3, 0, ROTATION_SEED)
     core.open_frame(0, None)
     core.upsert(keys_of(range(200)), [b""] * 200, x[:200], None)
     core.open_frame(1, tile_of(x))
@@ -290,7 +290,7 @@ def test_frames_open_and_close():
 
 def test_the_first_frame_written_may_have_any_number():
     """Frame 0 need not be open."""
-    core = Core(4, "l2", 4, 20, 0, ROTATION_SEED)
+    core = Core(4, "l2", 4, 20, 3, 0, ROTATION_SEED)
     with pytest.raises(ValueError, match="out of its range"):
         core.upsert([b"k"], [b""], np.ones((1, 4), np.float32), None)
     core.open_frame(2, None)
@@ -530,7 +530,7 @@ def test_allowed_slots_alone_are_found(metric: str, share: float):
     rng = np.random.default_rng(8)
     x = (rng.normal(size=(5000, 6)) @ rng.normal(size=(6, 20))).astype(np.float32)
     q = x[:50] + rng.normal(size=(50, 20)).astype(np.float32) * 0.1
-    core = core_of(x, metric, m=8, ef_construction=60, tile=tile_of(x))
+    core = core_of(x, metric, m=8, ef_construction=60, tile=tile_of(x, metric=metric))
     slots = core.upsert(keys_of(range(5000)), [b""] * 5000, x, np.arange(5000, dtype=np.uint64))
     core.delete(keys_of(range(0, 5000, 9)))
     words = 40 if share == 0.6 else 80
@@ -559,7 +559,7 @@ def test_a_radius_is_a_bound(metric: str):
     rng = np.random.default_rng(3)
     x = rng.normal(size=(3000, 6)).astype(np.float32)
     q = rng.normal(size=(40, 6)).astype(np.float32)
-    core = core_of(x, metric, m=8, ef_construction=80, tile=tile_of(x))
+    core = core_of(x, metric, m=8, ef_construction=80, tile=tile_of(x, metric=metric))
     slots = core.upsert(keys_of(range(3000)), [b""] * 3000, x, np.arange(3000, dtype=np.uint64))
     d = distances(metric, x, q)
     radius = float(np.quantile(d, 0.02))

@@ -49,35 +49,43 @@ def test_unknown_isa_is_refused():
         native.force_isa("sse9")
 
 
-def planes_of(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Signs, mids and lows as kernels.h lays them out."""
-    mids = []
+Planes = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def pairs_of(codes: np.ndarray, bit: int) -> np.ndarray:
+    """Bits `bit` and `bit` + 1, four positions a byte, one of each quarter of 64 or, at the end, of 32."""
+    rows = []
     for start in range(0, len(codes), 64):
-        first, second = np.split(codes[start : start + 64] >> 3 & 15, 2)
-        mids.append(first | second << 4)
+        quarters = (codes[start : start + 64] >> bit & 3).reshape(4, -1)
+        rows.append((quarters << np.uint8([[0], [2], [4], [6]])).sum(axis=0, dtype=np.uint8))
+    return np.concatenate(rows)
+
+
+def planes_of(codes: np.ndarray) -> Planes:
+    """Signs, upper, lower and lows as kernels.h lays them out."""
     bits = [np.packbits(codes >> bit & 1, bitorder="little") for bit in (7, 2, 1, 0)]
-    return bits[0], np.concatenate(mids), np.concatenate(bits[1:])
+    return bits[0], pairs_of(codes, 5), pairs_of(codes, 3), np.concatenate(bits[1:])
 
 
-def split(codes: np.ndarray, shift: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def split(codes: np.ndarray, shift: int = 0) -> Planes:
     n = len(codes)
-    signs, mids, lows = (
-        misaligned(np.full(size, 0xAA, np.uint8), shift) for size in (n // 8, n // 2, 3 * n // 8)
+    signs, upper, lower, lows = (
+        misaligned(np.full(size, 0xAA, np.uint8), shift) for size in (n // 8, n // 4, n // 4, 3 * n // 8)
     )
-    lib.dl_split(*(pointer("uint8_t[]", each) for each in (codes, signs, mids, lows)), n)
-    return signs, mids, lows
+    lib.dl_split(*(pointer("uint8_t[]", each) for each in (codes, signs, upper, lower, lows)), n)
+    return signs, upper, lower, lows
 
 
-def join(signs: np.ndarray, mids: np.ndarray, lows: np.ndarray, shift: int) -> np.ndarray:
-    codes = misaligned(np.full(2 * len(mids), 0xAA, np.uint8), shift)
-    lib.dl_join(*(pointer("uint8_t[]", each) for each in (signs, mids, lows, codes)), len(codes))
+def join(planes: Planes, shift: int) -> np.ndarray:
+    codes = misaligned(np.full(8 * len(planes[0]), 0xAA, np.uint8), shift)
+    lib.dl_join(*(pointer("uint8_t[]", each) for each in (*planes, codes)), len(codes))
     return codes
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("shift", [0, 1, 3])
 def test_split_and_join_follow_the_layout(isa: str, shift: int):
-    """Three planes hold every bit once, where kernels.h says, and join brings the codes back."""
+    """Four planes hold every bit once, where kernels.h says, and join brings the codes back."""
     native.force_isa(isa)
     rng = np.random.default_rng(shift)
     for n in PADDED:
@@ -85,16 +93,16 @@ def test_split_and_join_follow_the_layout(isa: str, shift: int):
         planes = split(codes, shift)
         for found, expected in zip(planes, planes_of(codes), strict=True):
             assert np.array_equal(found, expected), n
-        assert np.array_equal(join(*planes, shift), codes), n
+        assert np.array_equal(join(planes, shift), codes), n
 
 
 def random_row(rng: np.random.Generator, n: int) -> tuple[np.ndarray, ...]:
-    """Codes, weights of 8 and 16 bits, tables of 32 and 256."""
+    """Codes, weights of 8 and 16 bits, tables of 8, 32 and 256."""
     bound = min(32767, ((1 << 19) - 1) // n)
     return (
         rng.integers(0, 256, n, np.uint8), rng.integers(-127, 128, n, np.int8),
-        rng.integers(-bound, bound + 1, n, np.int16), rng.integers(0, 128, 32, np.uint8),
-        rng.integers(-4096, 4097, 256, np.int16),
+        rng.integers(-bound, bound + 1, n, np.int16), rng.integers(0, 128, 8, np.uint8),
+        rng.integers(0, 128, 32, np.uint8), rng.integers(-4096, 4097, 256, np.int16),
     )  # fmt: skip
 
 
@@ -103,27 +111,29 @@ def extreme_row(sign: int, n: int) -> tuple[np.ndarray, ...]:
     bound = min(32767, ((1 << 19) - 1) // n)
     return (
         np.full(n, 255, np.uint8), np.full(n, sign * 127, np.int8), np.full(n, sign * bound, np.int16),
-        np.full(32, 127, np.uint8), np.full(256, 4096, np.int16),
+        np.full(8, 127, np.uint8), np.full(32, 127, np.uint8), np.full(256, 4096, np.int16),
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("shift", [0, 1, 3])
 def test_integer_kernels_are_exact(isa: str, shift: int):
-    """dot1, dot5 and dot8 give numpy's integer, and so each other's, at padded lengths up to 160 and at 4096,
-    extremes included."""
+    """dot1, dot3, dot5 and dot8 give numpy's integer, and so each other's, at padded lengths up to 160 and at
+    4096, extremes included."""
     native.force_isa(isa)
     rng = np.random.default_rng(shift)
     for n in PADDED:
         for row in (*(random_row(rng, n) for _ in range(4)), extreme_row(1, n), extreme_row(-1, n)):
-            codes, w8, w16, five, eight = (misaligned(each, shift) for each in row)
-            signs, mids, lows = (misaligned(each, shift) for each in planes_of(codes))
-            sign, mid, low = (pointer("uint8_t[]", each) for each in (signs, mids, lows))
+            codes, w8, w16, three, five, eight = (misaligned(each, shift) for each in row)
+            planes = [misaligned(each, shift) for each in planes_of(codes)]
+            sign, upper, lower, low = (pointer("uint8_t[]", each) for each in planes)
             narrow, wide = pointer("int8_t[]", w8), pointer("int16_t[]", w16)
             assert lib.dl_dot1(sign, narrow, n) == w8[codes >= 128].sum(dtype=int), n
-            found = lib.dl_dot5(sign, mid, narrow, pointer("uint8_t[]", five), n)
+            found = lib.dl_dot3(sign, upper, narrow, pointer("uint8_t[]", three), n)
+            assert found == w8.astype(int) @ three[codes >> 5].astype(int), n
+            found = lib.dl_dot5(sign, upper, lower, narrow, pointer("uint8_t[]", five), n)
             assert found == w8.astype(int) @ five[codes >> 3].astype(int), n
-            found = lib.dl_dot8(sign, mid, low, wide, pointer("int16_t[]", eight), n)
+            found = lib.dl_dot8(sign, upper, lower, low, wide, pointer("int16_t[]", eight), n)
             assert found == w16.astype(int) @ eight[codes].astype(int), n
 
 

@@ -12,12 +12,14 @@ ROTATION_SEED = 77
 SPREAD = math.sqrt(3)
 
 
-def tile_of(x: np.ndarray, *, rotated: bool = True) -> Tile:
-    """A tile frame fitted to float32 [n, dim]."""
+def tile_of(x: np.ndarray, *, metric: str = "l2", rotated: bool = True, route_bits: int = 3) -> Tile:
+    """A tile frame fitted to float32 [n, dim], as the core holds them."""
+    if metric == "cosine":
+        x = x / np.linalg.norm(x, axis=1)[:, None]
     y = native.rotate(x, ROTATION_SEED) if rotated else x
     scale = np.maximum(y.std(axis=0), 1e-6).astype(np.float32)
     edges = np.float32([SPREAD * NormalDist().inv_cdf(k / 256) for k in range(1, 256)])
-    return Tile(y.mean(axis=0), scale, edges, _table(256), _table(32), rotated)
+    return Tile(y.mean(axis=0), scale, edges, _table(256), _table(1 << route_bits), rotated)
 
 
 def _table(size: int) -> np.ndarray:
@@ -33,10 +35,10 @@ def _table(size: int) -> np.ndarray:
 
 
 def core_of(
-    x: np.ndarray, metric: str = "l2", *, m: int = 16, ef_construction: int = 100, tile: Tile | None
+    x: np.ndarray, metric: str = "l2", *, m: int = 16, ef_construction: int = 100, route_bits: int = 3, tile: Tile | None
 ) -> Core:
     """A core whose raw rows are x; frame 0 holds floats, frame 1 the tile, which is written in."""
-    core = Core(x.shape[1], metric, m, ef_construction, 0, ROTATION_SEED)
+    core = Core(x.shape[1], metric, m, ef_construction, route_bits, 0, ROTATION_SEED)
     core.attach(0, x.ctypes.data, len(x))
     core.open_frame(0, None)
     if tile is not None:
