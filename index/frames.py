@@ -84,16 +84,12 @@ class Frames:
                 closed.append(frame)
         return closed
 
-    @property
-    def numbers(self) -> NDArray[np.int64]:
-        """Frame numbers by lane, -1 where none is alive; never written to again."""
-        return self._numbers
-
     def _number(self) -> None:
         numbers = np.full(FRAMES, -1, np.int64)
         for frame in self._alive.values():
             numbers[frame.lane] = frame.number
-        self._numbers = numbers
+        self.numbers: NDArray[np.int64] = numbers
+        """Frame numbers by lane, -1 where none is alive; never written to again."""
 
     # ---- as part of a cut
 

@@ -16,17 +16,18 @@ __all__ = ["FrameRows", "Hits", "Row", "Stats"]
 class Hits:
     """Answers to nq queries, nearest first. What is not asked for is never taken out of the core's answer."""
 
+    _decoded: list[list[Key]] | None = None
+
     def __init__(self, answers: Answers, keys: Keys, numbers: NDArray[np.int64]) -> None:
         self._answers = answers
         self._keys = keys
         self._numbers = numbers
-        self._decoded: list[list[Key]] | None = None
 
     @property
     def keys(self) -> list[list[Key]]:
         """nq lists of up to k keys."""
         if self._decoded is None:
-            self._decoded = [self._keys.decode(keys) for keys in self._answers.keys]
+            self._decoded = self._keys.decode_each(self._answers.keys)
         return self._decoded
 
     @property

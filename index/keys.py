@@ -54,6 +54,12 @@ class Keys:
             return cast(list[Key], np.frombuffer(b"".join(keys), ">i8").tolist())
         return cast(list[Key], keys)
 
+    def decode_each(self, lists: list[list[bytes]]) -> list[list[Key]]:
+        """`decode` of each list."""
+        if self.kind == "bytes":
+            return cast(list[list[Key]], lists)
+        return [self.decode(keys) for keys in lists]
+
 
 def _kind_of(keys: Sequence[Key] | NDArray[Any]) -> KeyKind | None:
     if isinstance(keys, (bytes, str)):

@@ -231,9 +231,8 @@ class OnlineIndex:
         just then may be answered as it was a little later. Raises InvalidInput as `upsert` does, for k or ef
         out of range, and for a filter that is malformed or names a field that no row has had.
         """
-        for name, value in (("k", k), ("ef", ef)):
-            if not 1 <= value <= MAX_K:
-                raise InvalidInput(f"{name} must be 1 to {MAX_K}, not {value}")
+        if not (1 <= k <= MAX_K and 1 <= ef <= MAX_K):
+            raise InvalidInput(f"k and ef must be 1 to {MAX_K}, not {k} and {ef}")
         rescored = rescore and self._raw is not None
         if filter is None:
             few = k + k // 2 + 5 if rescored else 0
@@ -243,12 +242,12 @@ class OnlineIndex:
                 self._checked(queries, "query")  # says which, and why
                 raise
         x = self._checked(queries, "query")
-
-        def run(most: int, allowed: Bitset) -> Answers:
-            few = most + most // 2 + 5 if rescored else 0
-            return self._core.search(x, most, ef, few, threads=threads, allowed=allowed)
-
+        run = partial(self._among, x, ef, rescored, threads)  # a closure would cost those without a filter
         return self._hits(self._filtering.search(filter, x, k, MAX_K, run))
+
+    def _among(self, x: Vectors, ef: int, rescored: bool, threads: int, k: int, allowed: Bitset) -> Answers:
+        few = k + k // 2 + 5 if rescored else 0
+        return self._core.search(x, k, ef, few, threads=threads, allowed=allowed)
 
     def within(
         self,
@@ -266,9 +265,8 @@ class OnlineIndex:
         of what it finds lies outside. Otherwise as `search`; raises InvalidInput also for a radius that is
         not a finite number.
         """
-        for name, value in (("limit", limit), ("ef", ef)):
-            if not 1 <= value <= MAX_K:
-                raise InvalidInput(f"{name} must be 1 to {MAX_K}, not {value}")
+        if not (1 <= limit <= MAX_K and 1 <= ef <= MAX_K):
+            raise InvalidInput(f"limit and ef must be 1 to {MAX_K}, not {limit} and {ef}")
         if not math.isfinite(radius):
             raise InvalidInput(f"radius must be a finite number, not {radius}")
         x = self._checked(queries, "query")

@@ -7,8 +7,9 @@ answer's count), rows uint64 [nq, k] (2**64 - 1 where there is no raw vector) an
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
-from typing import Any, Literal
+from itertools import islice
+from struct import unpack_from
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,59 +22,53 @@ Floats = NDArray[np.float32]
 class PackedAnswers:
     """The core's own bytes (driftline.h, dl_hits), taken apart as they are asked for."""
 
+    # By hand: before Python 3.12 cached_property takes a lock, on every query.
+    _keys: list[list[bytes]] | None = None
+
     def __init__(self, data: bytes, nq: int, k: int) -> None:
         self._data = data
-        self._shape = nq, k
-        self._keys: list[list[bytes]] | None = None  # by hand: cached_property takes a lock, on every query
+        self._nq = nq
+        self._k = k
 
-    def _at(self, start: int, dtype: type[np.generic], count: int) -> NDArray[Any]:
-        return np.frombuffer(self._data, dtype, count, start)
+    def _at(self, start: int, dtype: type[np.generic]) -> NDArray[Any]:
+        return np.frombuffer(self._data, dtype, self._nq * self._k, start).reshape(self._nq, self._k)
 
-    @cached_property
+    @property
     def rows(self) -> NDArray[np.uint64]:
-        nq, k = self._shape
-        return self._at(0, np.uint64, nq * k).reshape(nq, k)
+        return self._at(0, np.uint64)
 
-    @cached_property
+    @property
     def distances(self) -> Floats:
-        nq, k = self._shape
-        return self._at(24 * nq * k + 16, np.float32, nq * k).reshape(nq, k)
+        return self._at(24 * self._nq * self._k + 8, np.float32)
 
-    @cached_property
+    @property
     def frames(self) -> NDArray[np.uint8]:
-        nq, k = self._shape
-        return self._at(28 * nq * k + 4 * nq + 16, np.uint8, nq * k).reshape(nq, k)
+        return self._at(28 * self._nq * self._k + 8 + 4 * self._nq, np.uint8)
 
-    def _words(self, kind: Literal["I", "Q"], start: int, end: int) -> list[int]:
-        return memoryview(self._data)[start:end].cast(kind).tolist()
-
-    def _texts(self, ends_at: int, last: bool) -> list[list[bytes]]:
-        nq, k = self._shape
-        data = self._data
-        ends = self._words("Q", ends_at, ends_at + 8 * (nq * k + 1))
-        start = len(data) - ends[-1] if last else 29 * nq * k + 4 * nq + 16
-        counts = self._words("I", 28 * nq * k + 16, 28 * nq * k + 16 + 4 * nq)
-        return [
-            [data[start + a : start + b] for a, b in pairwise(ends[q * k : q * k + count + 1])]
-            for q, count in enumerate(counts)
-        ]
+    def _places(self) -> tuple[int, ...]:
+        """Of every hit in turn, where its key begins and where that ends and the payload begins; the end."""
+        n = self._nq * self._k
+        return unpack_from(f"={2 * n + 1}Q", self._data, 8 * n)
 
     @property
     def keys(self) -> list[list[bytes]]:
         if self._keys is None:
-            self._keys = self._texts(8 * self._shape[0] * self._shape[1], last=False)
+            data, places = self._data, iter(self._places())
+            hits = zip(places, places, strict=False)
+            self._keys = [[data[a:b] for a, b in islice(hits, self._k) if a < b] for _ in range(self._nq)]
         return self._keys
 
     @cached_property
     def payloads(self) -> list[list[bytes | None]]:
-        texts = self._texts(16 * self._shape[0] * self._shape[1] + 8, last=True)
-        return [[item or None for item in items] for items in texts]
+        data, places = self._data, self._places()
+        hits = zip(places[::2], places[1::2], places[2::2], strict=False)
+        return [[data[b:c] or None for a, b, c in islice(hits, self._k) if a < b] for _ in range(self._nq)]
 
 
 class JoinedAnswers:
     """The answers of several calls, one after the other."""
 
-    def __init__(self, parts: Sequence[PackedAnswers]) -> None:
+    def __init__(self, parts: Sequence["Answers"]) -> None:
         self._parts = parts
 
     @cached_property

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from ..errors import CorruptIndex, InvalidInput
 from ._core import ffi, lib
 
-__all__ = ["Packed", "checked", "floats", "pack", "parts", "pointer", "side_by_side"]
+__all__ = ["Packed", "checked", "divided", "floats", "pack", "parts", "pointer", "side_by_side"]
 
+A = TypeVar("A")
 T = TypeVar("T")
 Packed = tuple[bytes, NDArray[np.uint64]]
 
@@ -57,10 +58,14 @@ def parts(n: int, threads: int) -> list[slice]:
     return [slice(begin, end) for begin, end in pairwise(ends)]
 
 
-def side_by_side(work: Callable[[slice], T], n: int, threads: int) -> list[T]:
-    """`work` on each of the parts, in a thread each if there are several; what they gave, in order."""
-    spans = parts(n, threads)
-    if len(spans) == 1:
-        return [work(spans[0])]
-    with ThreadPoolExecutor(len(spans)) as pool:
-        return list(pool.map(work, spans))
+def divided(rows: NDArray[Any], threads: int) -> list[NDArray[Any]]:
+    """An array's rows in these parts."""
+    return [rows[span] for span in parts(len(rows), threads)]
+
+
+def side_by_side(work: Callable[[A], T], items: Sequence[A]) -> list[T]:
+    """`work` on each of the items, in a thread each if there are several; what it gave, in order."""
+    if len(items) == 1:
+        return [work(items[0])]
+    with ThreadPoolExecutor(len(items)) as pool:
+        return list(pool.map(work, items))

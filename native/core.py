@@ -4,6 +4,7 @@ out."""
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,13 @@ from numpy.typing import NDArray
 from ..errors import CorruptIndex, InvalidInput
 from ._core import ffi, lib
 from .answers import Answers, JoinedAnswers, PackedAnswers
-from .arrays import checked, floats, pack, pointer, side_by_side
+from .arrays import checked, divided, floats, pack, parts, pointer, side_by_side
 
 __all__ = ["FRAMES", "SLAB", "Core", "Slab", "Tile", "Usage"]
 
 FRAMES = 4  # frames alive at once
 SLAB = 1024  # slots per slab
+SPARE = 1 << 20  # bytes of an answer up to which its memory is kept for the next one
 METRICS = {"l2": 0, "ip": 1, "cosine": 2}
 
 Floats = NDArray[np.float32]
@@ -99,6 +101,8 @@ class Core:
         self.dim = dim
         self._ix = ffi.gc(out[0], lib.dl_close)
         self.route_bits = int(lib.dl_route_bits(self._ix))
+        self.spare: list[Any] = []
+        """Memory for answers (dl_hits) that no call is using."""
 
     # ---- raw vectors and frames
 
@@ -192,7 +196,7 @@ class Core:
             )  # fmt: skip
             checked(code)
 
-        side_by_side(write, len(keys), threads)
+        side_by_side(write, parts(len(keys), threads))
         return slots
 
     def delete(self, keys: Sequence[bytes]) -> int:
@@ -210,11 +214,22 @@ class Core:
 
     # ---- reading
 
-    def _answers(self, hits: Any) -> PackedAnswers:
-        data = ffi.buffer(hits.bytes, hits.size)[:]
-        answers = PackedAnswers(data, hits.nq, hits.k)
-        lib.dl_hits_free(hits)
-        return answers
+    def _hits(self) -> Any:
+        """Memory for answers. Not one a thread: a finaliser may search in the midst of another search."""
+        try:
+            return self.spare.pop()
+        except IndexError:
+            return ffi.gc(ffi.new("dl_hits *"), lib.dl_hits_free)
+
+    def _answers(self, code: int, hits: Any, nq: int, k: int) -> PackedAnswers:
+        """A copy of what a call wrote there; raises what its code means. Little memory goes to the spare."""
+        if code:
+            checked(code)
+        size = hits.size
+        data = ffi.unpack(hits.bytes, size)
+        if size < SPARE:
+            self.spare.append(hits)
+        return PackedAnswers(data, nq, k)
 
     def search(
         self,
@@ -233,52 +248,46 @@ class Core:
         the queries are divided.
         """
         queries = floats(queries, self.dim)
+        if threads > 1:
+            work = partial(self.search, k=k, ef=ef, rescore=rescore, radius=radius, allowed=allowed)
+            return JoinedAnswers(side_by_side(work, divided(queries, threads)))
+        hits, nq = self._hits(), len(queries)
         bits, words = _bits(allowed)
-        request = ffi.new("dl_request *", (k, ef, rescore, radius, bits, words))
-
-        if threads == 1:
-            return self._search(queries, request)
-        return JoinedAnswers(
-            side_by_side(lambda span: self._search(queries[span], request), len(queries), threads)
-        )
-
-    def _search(self, queries: Floats, request: Any) -> PackedAnswers:
-        hits = ffi.new("dl_hits *")
-        checked(lib.dl_search(self._ix, pointer("float[]", queries), len(queries), request, hits))
-        return self._answers(hits)
+        query = ffi.from_buffer("float[]", queries)
+        code = lib.dl_search(self._ix, query, nq, k, ef, rescore, radius, bits, words, hits)
+        return self._answers(code, hits, nq, k)
 
     def exact(self, queries: Floats, k: int, allowed: NDArray[np.uint64] | None = None) -> PackedAnswers:
         """By brute force over raw vectors (over codes where there are none)."""
         queries = floats(queries, self.dim)
-        hits = ffi.new("dl_hits *")
-        bits, words = _bits(allowed)
-        checked(lib.dl_exact(self._ix, pointer("float[]", queries), len(queries), k, bits, words, hits))
-        return self._answers(hits)
+        hits, nq = self._hits(), len(queries)
+        code = lib.dl_exact(self._ix, pointer("float[]", queries), nq, k, *_bits(allowed), hits)
+        return self._answers(code, hits, nq, k)
 
     def get(self, keys: Sequence[bytes]) -> tuple[PackedAnswers, Floats]:
         """One answer of at most one hit per key, and the vectors float32 [n, dim]."""
         data, offsets = pack(keys)
         vectors = np.zeros((len(keys), self.dim), np.float32)
-        hits = ffi.new("dl_hits *")
+        hits = self._hits()
         code = lib.dl_get(
             self._ix, len(keys), _bytes(data), _offsets(offsets), pointer("float[]", vectors), hits
         )
-        checked(code)
-        return self._answers(hits), vectors
+        return self._answers(code, hits, len(keys), 1), vectors
 
     def scan(self, slab: int) -> list[bytes]:
         """The live keys of a slab."""
-        hits = ffi.new("dl_hits *")
-        checked(lib.dl_scan(self._ix, slab, ffi.NULL, hits))
-        return self._answers(hits).keys[0]
+        return self._scan(slab, ffi.NULL).keys[0]
 
     def payloads(self, slab: int) -> tuple[NDArray[np.uint32], list[bytes | None]]:
         """Slots and payloads of a slab's live rows."""
         slots = np.empty(SLAB, np.uint32)
-        hits = ffi.new("dl_hits *")
-        checked(lib.dl_scan(self._ix, slab, pointer("uint32_t[]", slots), hits))
-        payloads = self._answers(hits).payloads[0]
+        payloads = self._scan(slab, pointer("uint32_t[]", slots)).payloads[0]
         return slots[: len(payloads)], payloads
+
+    def _scan(self, slab: int, slots: Any) -> PackedAnswers:
+        hits = self._hits()
+        code = lib.dl_scan(self._ix, slab, slots, hits)
+        return self._answers(code, hits, 1, hits.k)
 
     def moving(self) -> NDArray[np.uint32]:
         """[n, 2]: the slots that upkeep will move, and where to; visible after the next `upkeep`."""

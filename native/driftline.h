@@ -71,29 +71,17 @@ typedef struct {
     int32_t rotated;
 } dl_tile;
 
-/* What is asked of each query. */
-typedef struct {
-    uint32_t k;               /* hits at most */
-    uint32_t ef;              /* candidates; raised to k */
-    uint32_t rescore;         /* how many of the best are measured on raw vectors, raised to k; 0: none */
-    float radius;             /* hits within it, `ef` growing as far as k; INFINITY: the k nearest */
-    const uint64_t *allowed;  /* slots that may be returned, a bit each; NULL: all */
-    uint32_t allowed_words;   /* slots beyond them are not allowed */
-} dl_request;
-
-/* nq answers of at most k hits; hit j of query i stands at i * k + j. Keys and payloads are concatenated. All lies in `bytes`. */
+/* nq answers of at most k hits; hit j of query i stands at i * k + j. All zeros before its first use; from then on its memory is
+ * used again, until dl_hits_free. */
 typedef struct {
     uint32_t nq, k;
-    uint8_t *bytes;            /* the arrays, in this order, without gaps */
-    size_t size;
-    uint64_t *rows;            /* [nq * k] row ids, UINT64_MAX where there is none */
-    uint64_t *key_offsets;     /* [nq * k + 1] */
-    uint64_t *payload_offsets; /* [nq * k + 1]; an empty range is no payload */
-    float *distances;          /* [nq * k], ascending, +inf beyond the count */
-    uint32_t *counts;          /* [nq] */
-    uint8_t *frames;           /* [nq * k] */
-    uint8_t *keys;
-    uint8_t *payloads;
+    char *bytes;       /* the arrays, in this order, without gaps; then each hit's key and behind it its payload */
+    size_t size, capacity;
+    uint64_t *rows;    /* [nq * k] row ids, UINT64_MAX where there is none */
+    uint64_t *texts;   /* [2 * nq * k + 1] places in `bytes`: hit h's key from [2h] to [2h + 1], its payload from there to [2h + 2] */
+    float *distances;  /* [nq * k], ascending, +inf beyond the count */
+    uint32_t *counts;  /* [nq] */
+    uint8_t *frames;   /* [nq * k] */
 } dl_hits;
 
 typedef struct {
@@ -159,7 +147,11 @@ int dl_delete(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_o
 int dl_upkeep(dl_index *ix, int eager, int *more);
 
 /* ---- reading ---- */
-int dl_search(dl_index *ix, const float *queries, uint32_t nq, const dl_request *request, dl_hits *out);
+/* k: hits at most. ef: candidates; raised to k. rescore: how many of the best are measured on raw vectors, raised to k; 0: none.
+ * radius: hits within it, `ef` growing as far as k; INFINITY: the k nearest. allowed: slots that may be returned, a bit each, those
+ * beyond its words are not; NULL: all. */
+int dl_search(dl_index *ix, const float *queries, uint32_t nq, uint32_t k, uint32_t ef, uint32_t rescore, float radius,
+              const uint64_t *allowed, uint32_t allowed_words, dl_hits *out);
 int dl_exact(dl_index *ix, const float *queries, uint32_t nq, uint32_t k, const uint64_t *allowed, uint32_t allowed_words, dl_hits *out);
 int dl_get(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, float *vectors, dl_hits *out);
 int dl_scan(dl_index *ix, uint32_t slab, uint32_t *slots, dl_hits *out); /* the live keys of one slab, as one answer; slots: [DL_SLAB] or NULL */

@@ -11,109 +11,105 @@ void dl_hits_free(dl_hits *h)
     memset(h, 0, sizeof *h);
 }
 
-/* Answers under way: the arrays of fixed size, then what grows. They become one piece at the end. */
-typedef struct {
-    dl_hits *hits;
-    uint8_t *keys, *payloads;
-    size_t at, key_size, payload_size, key_capacity, payload_capacity; /* next hit; bytes written, bytes there is room for */
-} writer;
-
 /* Where the arrays lie, 8-byte ones first. */
 static void lay_out(dl_hits *h)
 {
     size_t n = (size_t)h->nq * h->k;
     h->rows = (uint64_t *)(void *)h->bytes;
-    h->key_offsets = h->rows + n;
-    h->payload_offsets = h->key_offsets + n + 1;
-    h->distances = (float *)(h->payload_offsets + n + 1);
+    h->texts = h->rows + n;
+    h->distances = (float *)(h->texts + 2 * n + 1);
     h->counts = (uint32_t *)(h->distances + n);
     h->frames = (uint8_t *)(h->counts + h->nq);
 }
 
-static int hits_begin(writer *w, dl_hits *h, uint32_t nq, uint32_t k)
+/* Room for `more` bytes behind those that are written. */
+static int reserve(dl_hits *h, size_t more)
 {
-    *w = (writer){.hits = h};
-    *h = (dl_hits){.nq = nq, .k = k};
-    h->size = (size_t)nq * k * (8 + 8 + 8 + 4 + 1) + 16 + 4 * (size_t)nq;
-    h->bytes = dl_zalloc(h->size);
-    if (!h->bytes)
+    if (h->size + more <= h->capacity)
+        return DL_OK;
+    size_t capacity = h->size + h->size / 2 + more;
+    char *bytes = dl_grow(h->bytes, capacity);
+    if (!bytes)
         return DL_ENOMEM;
+    h->bytes = bytes;
+    h->capacity = capacity;
     lay_out(h);
     return DL_OK;
 }
 
-static int append(uint8_t **bytes, size_t *size, size_t *capacity, const uint8_t *more, size_t extra)
+static int hits_begin(dl_hits *h, uint32_t nq, uint32_t k)
 {
-    if (*size + extra > *capacity) {
-        size_t grown = 2 * (*size + extra) + 64;
-        uint8_t *memory = dl_grow(*bytes, grown);
-        if (!memory)
-            return DL_ENOMEM;
-        *bytes = memory;
-        *capacity = grown;
-    }
-    if (extra)
-        memcpy(*bytes + *size, more, extra);
-    *size += extra;
+    size_t n = (size_t)nq * k, arrays = n * (8 + 2 * 8 + 4 + 1) + 8 + 4 * (size_t)nq;
+    h->nq = nq;
+    h->k = k;
+    h->size = 0;
+    if (reserve(h, arrays) != DL_OK)
+        return DL_ENOMEM;
+    lay_out(h);
+    h->size = h->texts[0] = arrays;
     return DL_OK;
 }
 
-/* One answer of `count` slots, in order; what is missing to k stays empty. */
-static int hits_add(const dl_index *ix, writer *w, uint32_t query, const near *items, uint32_t count)
+/* Records lie anywhere: all are asked of memory before the first is read. */
+static void fetch_records(const dl_index *ix, const near *items, uint32_t count)
 {
-    dl_hits *h = w->hits;
+    for (uint32_t j = 0; j < count; j++)
+        __builtin_prefetch(&slab_of(ix, items[j].slot)->records[items[j].slot & SLAB_MASK], 0, 3);
+    for (uint32_t j = 0; j < count; j++)
+        __builtin_prefetch(record_of(ix, items[j].slot), 0, 3);
+}
+
+/* One answer of `count` slots, in order, each after the one before; what is missing to k stays empty. */
+static int hits_add(const dl_index *ix, dl_hits *h, uint32_t query, const near *items, uint32_t count)
+{
+    size_t at = (size_t)query * h->k, end = at + h->k;
+    fetch_records(ix, items, count);
     h->counts[query] = count;
-    for (uint32_t j = 0; j < h->k; j++, w->at++) {
-        h->distances[w->at] = INFINITY;
-        h->rows[w->at] = NO_ROW;
-        if (j < count) {
-            const slab *s = slab_of(ix, items[j].slot);
-            uint32_t i = items[j].slot & SLAB_MASK;
-            record *r = atomic_load_explicit(&s->records[i], memory_order_acquire);
-            const uint8_t *key = key_of(ix, r);
-            /* rounding may take a distance that cannot be negative below zero */
-            h->distances[w->at] = ix->config.metric == DL_IP ? items[j].distance : fmaxf(items[j].distance, 0);
-            h->rows[w->at] = atomic_load(&s->row[i]);
-            h->frames[w->at] = head_of(ix, items[j].slot)->frame;
-            if (append(&w->keys, &w->key_size, &w->key_capacity, key, r->key_size) != DL_OK ||
-                append(&w->payloads, &w->payload_size, &w->payload_capacity, key + r->key_size, r->payload_size) != DL_OK)
-                return DL_ENOMEM;
-        }
-        h->key_offsets[w->at + 1] = w->key_size;
-        h->payload_offsets[w->at + 1] = w->payload_size;
+    for (const near *item = items; item < items + count; item++, at++) {
+        const slab *s = slab_of(ix, item->slot);
+        uint32_t i = item->slot & SLAB_MASK;
+        record *r = atomic_load_explicit(&s->records[i], memory_order_acquire);
+        size_t size = (size_t)r->key_size + r->payload_size;
+        if (reserve(h, size) != DL_OK)
+            return DL_ENOMEM;
+        memcpy(h->bytes + h->size, key_of(ix, r), size);
+        h->texts[2 * at + 1] = h->size + r->key_size;
+        h->size += size;
+        h->texts[2 * at + 2] = h->size;
+        /* rounding may take a distance that cannot be negative below zero */
+        h->distances[at] = ix->config.metric == DL_IP ? item->distance : fmaxf(item->distance, 0);
+        h->rows[at] = atomic_load(&s->row[i]);
+        h->frames[at] = head_of(ix, item->slot)->frame;
+    }
+    for (; at < end; at++) {
+        h->texts[2 * at + 1] = h->texts[2 * at + 2] = h->size;
+        h->distances[at] = INFINITY;
+        h->rows[at] = NO_ROW;
+        h->frames[at] = 0;
     }
     return DL_OK;
 }
 
-/* Put the answers into one piece, or on an error give everything back. */
-static int hits_end(writer *w, int code)
+/* On an error everything is given back. */
+static int hits_end(dl_hits *h, int code)
 {
-    dl_hits *h = w->hits;
-    uint8_t *bytes = code == DL_OK ? dl_grow(h->bytes, h->size + w->key_size + w->payload_size) : NULL;
-    if (bytes) {
-        h->bytes = bytes;
-        lay_out(h);
-        h->keys = bytes + h->size;
-        h->payloads = h->keys + w->key_size;
-        if (w->key_size)
-            memcpy(h->keys, w->keys, w->key_size);
-        if (w->payload_size)
-            memcpy(h->payloads, w->payloads, w->payload_size);
-        h->size += w->key_size + w->payload_size;
-    } else {
+    if (code != DL_OK)
         dl_hits_free(h);
-        code = code == DL_OK ? DL_ENOMEM : code;
-    }
-    free(w->keys);
-    free(w->payloads);
     return code;
 }
 
 /* ---- search ---- */
 
+/* What is asked of each query; dl_search says what it means. */
+typedef struct {
+    uint32_t k, ef, rescore;
+    float radius;
+    const uint64_t *allowed;
+} request;
+
 /* A hop among few allowed slots meets mostly others, at a random place each; a scan reads the allowed ones alone, in order, and
  * leaves most by their signs. Measured on the three sets of docs/tuning.md: a scanned row costs a fifth of a walked one. */
-static bool scan_pays(const dl_index *ix, const dl_request *ask, uint64_t permitted)
+static bool scan_pays(const dl_index *ix, const request *ask, uint64_t permitted)
 {
     uint64_t live = atomic_load(&ix->live);
     return ask->allowed && permitted * permitted <= SCAN_GAIN * (uint64_t)ask->ef * ix->config.m * (live + 1);
@@ -147,7 +143,7 @@ static extent reach_of(const dl_index *ix, uint32_t k, uint32_t ef, const allowe
 }
 
 /* The answer to r->query, into r->picked: routed at five bits, refined at eight, the best `rescore` measured on raw vectors. */
-static int search_one(dl_index *ix, reader *r, uint64_t now, const dl_request *ask, uint32_t ef, const allowed *only, bool scanned,
+static int search_one(dl_index *ix, reader *r, uint64_t now, const request *ask, uint32_t ef, const allowed *only, bool scanned,
                       uint32_t *count)
 {
     uint32_t entry = get(&ix->entry);
@@ -169,11 +165,11 @@ static int search_one(dl_index *ix, reader *r, uint64_t now, const dl_request *a
 
 /* All within the radius: as wide as it takes for half of what is found to lie outside, so that what lies inside is found as surely
  * as the nearest are by twice as many candidates. */
-static int search_radius(dl_index *ix, reader *r, uint64_t now, const dl_request *ask, const allowed *only, bool scanned, uint32_t *count)
+static int search_radius(dl_index *ix, reader *r, uint64_t now, const request *ask, const allowed *only, bool scanned, uint32_t *count)
 {
     uint64_t live = atomic_load(&ix->live);
     for (uint32_t ef = ask->ef;; ef *= 2) {
-        dl_request wide = *ask;
+        request wide = *ask;
         wide.k = ef;
         wide.rescore = ask->rescore ? ef : 0;
         int code = search_one(ix, r, now, &wide, ef, only, scanned, count);
@@ -189,10 +185,11 @@ static int search_radius(dl_index *ix, reader *r, uint64_t now, const dl_request
     }
 }
 
-int dl_search(dl_index *ix, const float *queries, uint32_t nq, const dl_request *request, dl_hits *out)
+int dl_search(dl_index *ix, const float *queries, uint32_t nq, uint32_t k, uint32_t ef, uint32_t rescore, float radius,
+              const uint64_t *bits, uint32_t words, dl_hits *out)
 {
     size_t dim = ix->config.dim;
-    dl_request ask = *request;
+    request ask = {k, ef, rescore, radius, bits};
     if (!ask.k || !ask.ef || ask.k > 1u << 24 || ask.ef > 1u << 24 || !all_finite(queries, nq * dim) || isnan(ask.radius) ||
         (uint64_t)nq * ask.k > 1u << 30)
         return DL_EINVAL;
@@ -201,16 +198,15 @@ int dl_search(dl_index *ix, const float *queries, uint32_t nq, const dl_request 
         ask.ef = ask.k;
     if (ask.rescore && ask.rescore < ask.k)
         ask.rescore = ask.k; /* a hit by its code and one by its raw vector are not compared */
-    allowed some = {ask.allowed, slots_of(ask.allowed_words)};
-    const allowed *only = ask.allowed ? &some : NULL;
+    allowed some = {bits, slots_of(words)};
+    const allowed *only = bits ? &some : NULL;
     uint64_t permitted = only ? bits_of(only) : 0, live = atomic_load(&ix->live) + 1;
     bool scanned = only && scan_pays(ix, &ask, permitted);
     if (only && !scanned && !bounded && permitted < live) { /* each allowed node comes with others that show the way to it as well */
         uint32_t fewer = (uint32_t)((double)ask.ef * sqrt((double)permitted / (double)live));
         ask.ef = fewer < ask.k ? ask.k : fewer;
     }
-    writer w;
-    int code = hits_begin(&w, out, nq, ask.k);
+    int code = hits_begin(out, nq, ask.k);
     for (uint32_t q = 0; code == DL_OK && q < nq; q++) {
         uint64_t now;
         uint32_t count;
@@ -224,10 +220,10 @@ int dl_search(dl_index *ix, const float *queries, uint32_t nq, const dl_request 
         code = bounded ? search_radius(ix, r, now, &ask, only, scanned, &count)
                        : search_one(ix, r, now, &ask, ask.ef, only, scanned, &count);
         if (code == DL_OK)
-            code = hits_add(ix, &w, q, r->picked, count);
+            code = hits_add(ix, out, q, r->picked, count);
         reader_leave(r);
     }
-    return hits_end(&w, code);
+    return hits_end(out, code);
 }
 
 /* ---- exact ---- */
@@ -268,11 +264,10 @@ int dl_exact(dl_index *ix, const float *queries, uint32_t nq, uint32_t k, const 
     if (!k || k > 1u << 24 || !all_finite(queries, nq * dim))
         return DL_EINVAL;
     allowed only = {bits, slots_of(words)};
-    writer w;
     uint64_t now;
-    int code = hits_begin(&w, out, nq, k);
+    int code = hits_begin(out, nq, k);
     if (code != DL_OK)
-        return code;
+        return hits_end(out, code);
     float *plain = dl_alloc(nq * dim * sizeof *plain);
     heap *heaps = dl_zalloc(nq * sizeof *heaps);
     reader *r = plain && heaps ? reader_enter(ix, &now) : NULL;
@@ -283,7 +278,7 @@ int dl_exact(dl_index *ix, const float *queries, uint32_t nq, uint32_t k, const 
         code = exact_all(ix, r, now, plain, nq, heaps, k, bits ? &only : NULL);
     for (uint32_t q = 0; code == DL_OK && q < nq; q++) {
         near_sort(heaps[q].items, heaps[q].size);
-        code = hits_add(ix, &w, q, heaps[q].items, heaps[q].size);
+        code = hits_add(ix, out, q, heaps[q].items, heaps[q].size);
     }
     if (r)
         reader_leave(r);
@@ -291,16 +286,15 @@ int dl_exact(dl_index *ix, const float *queries, uint32_t nq, uint32_t k, const 
         free(heaps[q].items);
     free(heaps);
     free(plain);
-    return hits_end(&w, code);
+    return hits_end(out, code);
 }
 
 /* ---- by key ---- */
 
 int dl_get(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, float *vectors, dl_hits *out)
 {
-    writer w;
     size_t dim = ix->config.dim;
-    int code = hits_begin(&w, out, (uint32_t)n, 1);
+    int code = hits_begin(out, (uint32_t)n, 1);
     for (size_t q = 0; code == DL_OK && q < n; q++) {
         uint64_t now;
         reader *r = reader_enter(ix, &now);
@@ -324,17 +318,16 @@ int dl_get(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offs
                 memcpy(vectors + q * dim, r->query.plain, dim * sizeof *vectors);
             }
         }
-        code = hits_add(ix, &w, (uint32_t)q, &item, item.slot != NONE);
+        code = hits_add(ix, out, (uint32_t)q, &item, item.slot != NONE);
         reader_leave(r);
     }
-    return hits_end(&w, code);
+    return hits_end(out, code);
 }
 
 int dl_scan(dl_index *ix, uint32_t number, uint32_t *slots, dl_hits *out)
 {
     if (number >= atomic_load(&ix->slab_count))
         return DL_EINVAL;
-    writer w;
     uint64_t now;
     near items[DL_SLAB];
     uint32_t count = 0;
@@ -349,9 +342,9 @@ int dl_scan(dl_index *ix, uint32_t number, uint32_t *slots, dl_hits *out)
     }
     for (uint32_t i = 0; slots && i < count; i++)
         slots[i] = items[i].slot;
-    int code = hits_begin(&w, out, 1, count ? count : 1);
+    int code = hits_begin(out, 1, count ? count : 1);
     if (code == DL_OK)
-        code = hits_add(ix, &w, 0, items, count);
+        code = hits_add(ix, out, 0, items, count);
     reader_leave(r);
-    return hits_end(&w, code);
+    return hits_end(out, code);
 }

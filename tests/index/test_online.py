@@ -143,9 +143,9 @@ def test_shapes_out_of_range_are_refused(arguments: dict[str, object]):
     """The constructor names the argument and its range."""
     with pytest.raises(InvalidInput, match="must be"):
         OnlineIndex(**arguments)
-    with pytest.raises(InvalidInput, match="k must be"):
+    with pytest.raises(InvalidInput, match="k and ef must be"):
         OnlineIndex(2).search(np.ones((1, 2)), k=0)
-    with pytest.raises(InvalidInput, match="ef must be"):
+    with pytest.raises(InvalidInput, match="k and ef must be"):
         OnlineIndex(2).search(np.ones((1, 2)), ef=0)
 
 

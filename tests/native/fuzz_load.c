@@ -119,9 +119,8 @@ static void use(dl_index *ix)
     char message[256];
     must(dl_check(ix, 0, message, sizeof message) == DL_OK, message);
     uint64_t live = dl_live(ix), offsets[2] = {0, 1};
-    dl_request ask = {.k = 100, .ef = 100, .radius = INFINITY};
-    dl_hits hits;
-    must(dl_search(ix, rows, 1, &ask, &hits) == DL_OK, "search");
+    dl_hits hits = {0};
+    must(dl_search(ix, rows, 1, 100, 100, 0, INFINITY, NULL, 0, &hits) == DL_OK, "search");
     must(hits.counts[0] == (live < 100 ? live : 100), "all that is live is found");
     dl_hits_free(&hits);
     must(dl_exact(ix, rows, 1, 5, NULL, 0, &hits) == DL_OK, "exact");

@@ -91,7 +91,7 @@ static void expect_hits(const dl_hits *hits, const float *query, const uint8_t *
     must(hits->counts[0] == count, "as many as the model holds");
     uint8_t met[KEYS] = {0};
     for (uint32_t j = 0; j < count; j++) {
-        uint8_t key = hits->keys[hits->key_offsets[j]];
+        uint8_t key = hits->bytes[hits->texts[2 * j]];
         must(wanted[key] && !met[key]++, "a wanted key, once");
         must(hits->rows[j] == (uint64_t)model[key], "the row of the model");
         must(fabsf(hits->distances[j] - measured(query, rows + hits->rows[j] * DIM)) < 1e-3f, "the distance of the model");
@@ -104,35 +104,34 @@ static void search(uint8_t about, uint8_t how)
     const float *query = rows + (size_t)about * DIM;
     uint64_t bits[WORDS] = {0};
     uint8_t wanted[KEYS];
-    dl_request ask = {.k = KEYS, .ef = how & 1 ? KEYS : 2000, .rescore = KEYS, .radius = INFINITY};
+    uint32_t ef = how & 1 ? KEYS : 2000;
+    float radius = INFINITY;
+    const uint64_t *allowed = NULL;
     for (int key = 0; key < KEYS; key++)
         wanted[key] = model[key] != NOTHING;
     if (how & 2) {
-        ask.allowed = bits;
-        ask.allowed_words = WORDS;
+        allowed = bits;
         for (int key = 0; key < KEYS; key++) {
             wanted[key] &= key % 8 <= how >> 5 && slots[key] < WORDS * 64;
             if (wanted[key])
                 bits[slots[key] / 64] |= 1ull << slots[key] % 64;
         }
     }
-    dl_hits hits;
-    must(dl_exact(ix, query, 1, KEYS, ask.allowed, ask.allowed_words, &hits) == DL_OK, "exact");
+    dl_hits hits = {0};
+    must(dl_exact(ix, query, 1, KEYS, allowed, WORDS, &hits) == DL_OK, "exact");
     expect_hits(&hits, query, wanted);
     dl_hits_free(&hits);
     if (how & 4) {
-        ask.radius = (float)(how >> 3) / 8 - (config.metric == DL_IP);
-        ask.ef = 1 + about;
+        radius = (float)(how >> 3) / 8 - (config.metric == DL_IP);
         for (int key = 0; key < KEYS; key++) {
             float d = wanted[key] ? measured(query, rows + (size_t)model[key] * DIM) : 0;
-            if (wanted[key] && fabsf(d - ask.radius) < 1e-3f)
+            if (wanted[key] && fabsf(d - radius) < 1e-3f)
                 return; /* rounding decides */
-            wanted[key] &= d <= ask.radius;
+            wanted[key] &= d <= radius;
         }
-        ask.k = KEYS;
-        ask.ef = KEYS;
+        ef = KEYS;
     }
-    must(dl_search(ix, query, 1, &ask, &hits) == DL_OK, "search");
+    must(dl_search(ix, query, 1, KEYS, ef, KEYS, radius, allowed, WORDS, &hits) == DL_OK, "search");
     expect_hits(&hits, query, wanted);
     dl_hits_free(&hits);
 }

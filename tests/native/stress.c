@@ -43,18 +43,18 @@ static int expect(int good, const char *what)
 static uint32_t key_at(const dl_hits *hits, uint64_t at)
 {
     uint32_t key;
-    memcpy(&key, hits->keys + hits->key_offsets[at], sizeof key);
+    memcpy(&key, hits->bytes + hits->texts[2 * at], sizeof key);
     return key;
 }
 
 /* Distances ascend and lie within the radius, and no key comes twice. */
-static void expect_sound(const dl_hits *hits, const dl_request *ask)
+static void expect_sound(const dl_hits *hits, float radius)
 {
     uint8_t met[KEYS] = {0};
-    expect(hits->counts[0] <= ask->k, "at most k");
+    expect(hits->counts[0] <= hits->k, "at most k");
     for (uint32_t j = 0; j < hits->counts[0]; j++) {
         expect(!j || hits->distances[j - 1] <= hits->distances[j], "distances ascend");
-        expect(hits->distances[j] <= ask->radius, "within the radius");
+        expect(hits->distances[j] <= radius, "within the radius");
         expect(!met[key_at(hits, j)]++, "no key twice");
     }
 }
@@ -71,11 +71,12 @@ static void ask_once(uint64_t *state)
 {
     static const uint32_t some_words = 64;
     uint64_t bits[64] = {0};
-    dl_request ask = {.k = 10, .ef = 50, .rescore = 20, .radius = INFINITY};
+    uint32_t k = 10, ef = 50, rescore = 20;
+    float radius = INFINITY;
     uint32_t kind = draw(state, 6);
     switch (kind) {
     case 0: /* everything that is live */
-        ask.k = ask.ef = ALL + draw(state, 2) * ALL;
+        k = ef = ALL + draw(state, 2) * ALL;
         break;
     case 1: /* what is written once, by its slots */
         for (uint32_t i = 0; i < STILL; i++)
@@ -86,25 +87,22 @@ static void ask_once(uint64_t *state)
             bits[i] = 0x0101010101010101u * draw(state, 256);
         break;
     case 3:
-        ask.k = 100;
-        ask.ef = 1 + draw(state, 200);
-        ask.radius = (float)draw(state, 20);
+        k = 100;
+        ef = 1 + draw(state, 200);
+        radius = (float)draw(state, 20);
         break;
     default:
-        ask.rescore = draw(state, 2) * 20;
+        rescore = draw(state, 2) * 20;
     }
-    if (kind == 1 || kind == 2) {
-        ask.allowed = bits;
-        ask.allowed_words = some_words;
-    }
+    const uint64_t *allowed = kind == 1 || kind == 2 ? bits : NULL;
     const float *query = rows + (size_t)draw(state, ROWS) * DIM;
     int found = 0;
     /* upkeep moves subtrees and closes up lists beside a walk, which may miss one edge by that (3 of 16,000 here) */
     for (int attempt = 0; !found && attempt < ATTEMPTS; attempt++) {
-        dl_hits hits;
-        if (!expect(dl_search(ix, query, 1, &ask, &hits) == DL_OK, "search"))
+        dl_hits hits = {0};
+        if (!expect(dl_search(ix, query, 1, k, ef, rescore, radius, allowed, some_words, &hits) == DL_OK, "search"))
             return;
-        expect_sound(&hits, &ask);
+        expect_sound(&hits, radius);
         found = kind > 1 || count_still(&hits) == STILL;
         expect(kind != 1 || (found && hits.counts[0] == STILL), "the allowed and nothing else");
         dl_hits_free(&hits);
@@ -117,7 +115,7 @@ static void get_once(uint64_t *state)
     uint32_t key = draw(state, KEPT);
     uint64_t offsets[2] = {0, sizeof key};
     float vector[DIM];
-    dl_hits hits;
+    dl_hits hits = {0};
     if (expect(dl_get(ix, 1, (uint8_t *)&key, offsets, vector, &hits) == DL_OK, "get")) {
         expect(hits.counts[0] == 1 && !memcmp(vector, rows + hits.rows[0] * DIM, sizeof vector), "a kept key is there");
         dl_hits_free(&hits);
@@ -127,7 +125,7 @@ static void get_once(uint64_t *state)
 static void read_slab(uint64_t *state)
 {
     static _Thread_local uint32_t slots[DL_SLAB];
-    dl_hits hits;
+    dl_hits hits = {0};
     if (expect(dl_scan(ix, draw(state, dl_slabs(ix)), slots, &hits) == DL_OK, "scan"))
         dl_hits_free(&hits);
     if (expect(dl_exact(ix, rows, 1, 5, NULL, 0, &hits) == DL_OK, "exact")) {
@@ -207,7 +205,7 @@ static void expect_own(const writer *w)
         keys[i] = KEPT + w->number * OWN + i;
         offsets[i + 1] = (i + 1) * sizeof *keys;
     }
-    dl_hits hits;
+    dl_hits hits = {0};
     if (!expect(dl_get(ix, OWN, (uint8_t *)keys, offsets, NULL, &hits) == DL_OK, "get one's own"))
         return;
     for (uint32_t i = 0; i < OWN; i++)

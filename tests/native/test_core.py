@@ -412,6 +412,7 @@ def test_every_allocation_may_fail(name: str):
     for nth in (*range(60), *range(60, 3000, 47)):  # loading allocates for each row
         _, core = half_done()
         before = everything(core, x)
+        core.spare.clear()  # its memory would do for the answers
         lib.dl_fail_after(nth)
         try:
             call(core)
@@ -431,7 +432,7 @@ def test_every_allocation_may_fail(name: str):
         assert core.usage().dead == 0
     else:
         pytest.fail("it never succeeded")
-    assert failures or name in ("delete", "scan")
+    assert failures or name == "delete"
 
 
 def test_allocations_of_a_first_insertion_may_fail():
