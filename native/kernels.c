@@ -43,12 +43,6 @@ static int32_t dot3_scalar(const uint8_t *signs, const uint8_t *upper, const int
     return sum;
 }
 
-static void dot3x4_scalar(const uint8_t *const rows[4], const int8_t *w, const uint8_t *table, size_t n, int32_t sums[4])
-{
-    for (size_t r = 0; r < 4; r++)
-        sums[r] = dot3_scalar(rows[r], rows[r] + n / 8, w, table, n);
-}
-
 static int32_t dot5_scalar(const uint8_t *signs, const uint8_t *upper, const uint8_t *lower, const int8_t *w,
                            const uint8_t *table, size_t n)
 {
@@ -185,8 +179,8 @@ static void hadamard_scalar(float *x, size_t n)
 }
 
 const dl_kernels dl_kernels_scalar = {
-    "scalar", dot1_scalar,   dot3_scalar,   dot3x4_scalar, dot5_scalar, dot8_scalar,    l2_scalar,
-    ip_scalar,  encode_scalar, decode_scalar, split_scalar,  join_scalar, weights_scalar, hadamard_scalar,
+    "scalar",  dot1_scalar,   dot3_scalar,   dot5_scalar,  dot8_scalar, l2_scalar,
+    ip_scalar, encode_scalar, decode_scalar, split_scalar, join_scalar, weights_scalar, hadamard_scalar,
 };
 
 static inline uint32_t cell_of(const dl_grid *grid, float z)

@@ -32,10 +32,7 @@ typedef struct {
     /* Sum of w[i] * table[top three bits of code i]; w in -127..127, 8 table values 0..127, no byte more is read.
      * |sum| <= 127 * 127 * 4096 < 2^31. */
     int32_t (*dot3)(const uint8_t *signs, const uint8_t *upper, const int8_t *w, const uint8_t *table, size_t n);
-    /* dot3 of four rows at once, each its signs with upper right behind them, to sums: a third less time at n = 128,
-     * where loads and the final sum weigh most. */
-    void (*dot3x4)(const uint8_t *const rows[4], const int8_t *w, const uint8_t *table, size_t n, int32_t sums[4]);
-    /* As dot3 of the top five bits; 32 table values 0..127. A shorter prefix's table holds equal neighbours. */
+    /* The same of the top five bits; 32 table values 0..127. A shorter prefix's table holds equal neighbours. */
     int32_t (*dot5)(const uint8_t *signs, const uint8_t *upper, const uint8_t *lower, const int8_t *w,
                     const uint8_t *table, size_t n);
     /* Sum of w[i] * table[code i]; 256 table values, |table| <= 4096. The caller bounds sum |w| below 2^19, and with it

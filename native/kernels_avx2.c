@@ -103,68 +103,26 @@ ISA static inline __m256i products(__m256i t, const int8_t *w)
     return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 
-/* A table with two neighbours for each pair, of a clear sign and a set one, at four times the pair. */
-ISA static inline __m256i table3_of(const uint8_t *table)
-{
-    const __m128i laid = _mm_setr_epi8(0, 4, 0, 4, 1, 5, 1, 5, 2, 6, 2, 6, 3, 7, 3, 7);
-    return _mm256_shuffle_epi8(eight_bytes(table), _mm256_broadcastsi128_si256(laid));
-}
-
-/* A set sign, all ones, taken from a pair in bits 2 and 3 adds one to the index. */
+/* A set sign, all ones, taken from a pair in bits 2 and 3 adds one: an index of the table as dot3_avx2 lays it. */
 ISA static inline __m256i look_up3(__m256i table, __m256i higher, __m256i sign)
 {
     return _mm256_shuffle_epi8(table, _mm256_sub_epi8(_mm256_and_si256(higher, _mm256_set1_epi8(12)), sign));
 }
 
-ISA static inline __m256i sums64(__m256i table, const uint8_t *signs, const uint8_t *upper, const int8_t *w)
-{
-    __m256i group = sixteen_bytes(upper), sign = eight_bytes(signs);
-    return _mm256_add_epi32(products(look_up3(table, higher_first(group), spread_from(sign, 0)), w),
-                            products(look_up3(table, higher_second(group), spread_from(sign, 4)), w + 32));
-}
-
-ISA static inline __m256i sums32(__m256i table, const uint8_t *signs, const uint8_t *upper, const int8_t *w)
-{
-    return products(look_up3(table, higher_last(upper), spread(signs)), w);
-}
-
 ISA static int32_t dot3_avx2(const uint8_t *signs, const uint8_t *upper, const int8_t *w, const uint8_t *table,
                              size_t n)
 {
-    const __m256i t = table3_of(table);
-    __m256i sum = _mm256_setzero_si256();
-    for (const int8_t *end = w + n / 64 * 64; w < end; w += 64, signs += 8, upper += 16)
-        sum = _mm256_add_epi32(sum, sums64(t, signs, upper, w));
+    const __m128i laid = _mm_setr_epi8(0, 4, 0, 4, 1, 5, 1, 5, 2, 6, 2, 6, 3, 7, 3, 7);
+    const __m256i t = _mm256_shuffle_epi8(eight_bytes(table), _mm256_broadcastsi128_si256(laid));
+    __m256i s0 = _mm256_setzero_si256(), s1 = s0;
+    for (const int8_t *end = w + n / 64 * 64; w < end; w += 64, signs += 8, upper += 16) {
+        __m256i group = sixteen_bytes(upper), sign = eight_bytes(signs);
+        s0 = _mm256_add_epi32(s0, products(look_up3(t, higher_first(group), spread_from(sign, 0)), w));
+        s1 = _mm256_add_epi32(s1, products(look_up3(t, higher_second(group), spread_from(sign, 4)), w + 32));
+    }
     if (n % 64)
-        sum = _mm256_add_epi32(sum, sums32(t, signs, upper, w));
-    return sum_epi32(sum);
-}
-
-ISA static void dot3x4_avx2(const uint8_t *const rows[4], const int8_t *w, const uint8_t *table, size_t n,
-                            int32_t sums[4])
-{
-    const __m256i t = table3_of(table);
-    const uint8_t *r0 = rows[0], *r1 = rows[1], *r2 = rows[2], *r3 = rows[3];
-    __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
-    size_t i = 0;
-    for (; i + 64 <= n; i += 64) {
-        size_t sign = i / 8, upper = n / 8 + i / 4;
-        a = _mm256_add_epi32(a, sums64(t, r0 + sign, r0 + upper, w + i));
-        b = _mm256_add_epi32(b, sums64(t, r1 + sign, r1 + upper, w + i));
-        c = _mm256_add_epi32(c, sums64(t, r2 + sign, r2 + upper, w + i));
-        d = _mm256_add_epi32(d, sums64(t, r3 + sign, r3 + upper, w + i));
-    }
-    if (i < n) {
-        size_t sign = i / 8, upper = n / 8 + i / 4;
-        a = _mm256_add_epi32(a, sums32(t, r0 + sign, r0 + upper, w + i));
-        b = _mm256_add_epi32(b, sums32(t, r1 + sign, r1 + upper, w + i));
-        c = _mm256_add_epi32(c, sums32(t, r2 + sign, r2 + upper, w + i));
-        d = _mm256_add_epi32(d, sums32(t, r3 + sign, r3 + upper, w + i));
-    }
-    /* transposed while they are added: either 128-bit lane ends as a part of a, b, c and d */
-    __m256i sum = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
-    _mm_storeu_si128((__m128i *)sums,
-                     _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1)));
+        s0 = _mm256_add_epi32(s0, products(look_up3(t, higher_last(upper), spread(signs)), w));
+    return sum_epi32(_mm256_add_epi32(s0, s1));
 }
 
 ISA static inline __m256i look_up5(__m256i clear, __m256i set, __m256i higher, __m256i lower, __m256i sign)
@@ -432,7 +390,7 @@ ISA static void hadamard_avx2(float *x, size_t n)
 }
 
 const dl_kernels dl_kernels_avx2 = {
-    "avx2", dot1_avx2,   dot3_avx2,   dot3x4_avx2, dot5_avx2, dot8_avx2,    l2_avx2,
-    ip_avx2,  encode_avx2, decode_avx2, split_avx2,  join_avx2, weights_avx2, hadamard_avx2,
+    "avx2",  dot1_avx2,   dot3_avx2,   dot5_avx2,  dot8_avx2, l2_avx2,
+    ip_avx2, encode_avx2, decode_avx2, split_avx2, join_avx2, weights_avx2, hadamard_avx2,
 };
 #endif

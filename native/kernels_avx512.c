@@ -81,75 +81,31 @@ ISA static inline __m256i pairs32(const uint8_t *plane, int to)
     return _mm256_rolv_epi64(_mm256_set1_epi64x(group), _mm256_setr_epi64x(to, to - 2, to - 4, to - 6));
 }
 
-typedef struct {
-    __m512i clear, set;
-} table3;
-
-ISA static inline table3 table3_of(const uint8_t *table)
+/* Look-ups by the pair alone, of the values for a clear sign and then, where it is set, of the others: vpermb takes six
+ * bits of an index, and a table of four values, repeated, makes those above the pair irrelevant. Folding the sign into
+ * the index for one look-up is a tenth slower (Zen 4). */
+ISA static int32_t dot3_avx512(const uint8_t *signs, const uint8_t *upper, const int8_t *w, const uint8_t *table,
+                               size_t n)
 {
     int32_t values[2];
     memcpy(&values[0], table, 4);
     memcpy(&values[1], table + 4, 4);
-    return (table3){_mm512_set1_epi32(values[0]), _mm512_set1_epi32(values[1])};
-}
-
-/* Look-ups by the pair alone, of the values for a clear sign and then, where it is set, of the others: vpermb takes six
- * bits of an index, and a table of four values, repeated, makes those above the pair irrelevant. Folding the sign into
- * the index for one look-up is a tenth slower (Zen 4). */
-ISA static inline __m512i values64(table3 t, const uint8_t *signs, const uint8_t *upper)
-{
-    __m512i pair = pairs64(upper, 0);
-    return _mm512_mask_permutexvar_epi8(_mm512_permutexvar_epi8(pair, t.clear), bits64(signs), pair, t.set);
-}
-
-ISA static inline __m256i values32(table3 t, const uint8_t *signs, const uint8_t *upper)
-{
-    __m256i pair = pairs32(upper, 0), clear = _mm512_castsi512_si256(t.clear), set = _mm512_castsi512_si256(t.set);
-    return _mm256_mask_permutexvar_epi8(_mm256_permutexvar_epi8(pair, clear), bits32(signs), pair, set);
-}
-
-ISA static int32_t dot3_avx512(const uint8_t *signs, const uint8_t *upper, const int8_t *w, const uint8_t *table,
-                               size_t n)
-{
-    table3 t = table3_of(table);
+    const __m512i clear = _mm512_set1_epi32(values[0]), set = _mm512_set1_epi32(values[1]);
     __m512i sums = _mm512_setzero_si512();
-    for (const int8_t *end = w + n / 64 * 64; w < end; w += 64, signs += 8, upper += 16)
-        sums = _mm512_dpbusd_epi32(sums, values64(t, signs, upper), _mm512_loadu_si512(w));
+    for (const int8_t *end = w + n / 64 * 64; w < end; w += 64, signs += 8, upper += 16) {
+        __m512i pair = pairs64(upper, 0);
+        __m512i t = _mm512_permutexvar_epi8(pair, clear);
+        t = _mm512_mask_permutexvar_epi8(t, bits64(signs), pair, set);
+        sums = _mm512_dpbusd_epi32(sums, t, _mm512_loadu_si512(w));
+    }
     __m256i sum = fold(sums);
-    if (n % 64)
-        sum = _mm256_dpbusd_epi32(sum, values32(t, signs, upper), _mm256_loadu_si256((const __m256i *)w));
+    if (n % 64) {
+        __m256i pair = pairs32(upper, 0);
+        __m256i t = _mm256_permutexvar_epi8(pair, _mm512_castsi512_si256(clear));
+        t = _mm256_mask_permutexvar_epi8(t, bits32(signs), pair, _mm512_castsi512_si256(set));
+        sum = _mm256_dpbusd_epi32(sum, t, _mm256_loadu_si256((const __m256i *)w));
+    }
     return sum_epi32(sum);
-}
-
-ISA static void dot3x4_avx512(const uint8_t *const rows[4], const int8_t *w, const uint8_t *table, size_t n,
-                              int32_t sums[4])
-{
-    table3 t = table3_of(table);
-    const uint8_t *r0 = rows[0], *r1 = rows[1], *r2 = rows[2], *r3 = rows[3];
-    __m512i a = _mm512_setzero_si512(), b = a, c = a, d = a;
-    size_t i = 0;
-    for (; i + 64 <= n; i += 64) {
-        size_t sign = i / 8, upper = n / 8 + i / 4;
-        __m512i weight = _mm512_loadu_si512(w + i);
-        a = _mm512_dpbusd_epi32(a, values64(t, r0 + sign, r0 + upper), weight);
-        b = _mm512_dpbusd_epi32(b, values64(t, r1 + sign, r1 + upper), weight);
-        c = _mm512_dpbusd_epi32(c, values64(t, r2 + sign, r2 + upper), weight);
-        d = _mm512_dpbusd_epi32(d, values64(t, r3 + sign, r3 + upper), weight);
-    }
-    if (i < n) {
-        size_t sign = i / 8, upper = n / 8 + i / 4;
-        __m512i weight = _mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i *)(w + i)));
-        a = _mm512_dpbusd_epi32(a, _mm512_zextsi256_si512(values32(t, r0 + sign, r0 + upper)), weight);
-        b = _mm512_dpbusd_epi32(b, _mm512_zextsi256_si512(values32(t, r1 + sign, r1 + upper)), weight);
-        c = _mm512_dpbusd_epi32(c, _mm512_zextsi256_si512(values32(t, r2 + sign, r2 + upper)), weight);
-        d = _mm512_dpbusd_epi32(d, _mm512_zextsi256_si512(values32(t, r3 + sign, r3 + upper)), weight);
-    }
-    /* transposed while they are added: each 128-bit lane ends as a part of a, b, c and d */
-    a = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-    c = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-    __m256i sum = fold(_mm512_add_epi32(_mm512_unpacklo_epi64(a, c), _mm512_unpackhi_epi64(a, c)));
-    _mm_storeu_si128((__m128i *)sums,
-                     _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1)));
 }
 
 /* As dot3, with four bits of index and tables of sixteen. */
@@ -444,7 +400,7 @@ ISA static void hadamard_avx512(float *x, size_t n)
 }
 
 const dl_kernels dl_kernels_avx512 = {
-    "avx512", dot1_avx512,   dot3_avx512,   dot3x4_avx512, dot5_avx512, dot8_avx512,    l2_avx512,
-    ip_avx512,  encode_avx512, decode_avx512, split_avx512,  join_avx512, weights_avx512, hadamard_avx512,
+    "avx512",  dot1_avx512,   dot3_avx512,   dot5_avx512,  dot8_avx512, l2_avx512,
+    ip_avx512, encode_avx512, decode_avx512, split_avx512, join_avx512, weights_avx512, hadamard_avx512,
 };
 #endif

@@ -71,12 +71,6 @@ static int32_t dot3_neon(const uint8_t *signs, const uint8_t *upper, const int8_
     return vaddvq_s32(vaddq_s32(s0, s1));
 }
 
-static void dot3x4_neon(const uint8_t *const rows[4], const int8_t *w, const uint8_t *table, size_t n, int32_t sums[4])
-{
-    for (size_t r = 0; r < 4; r++)
-        sums[r] = dot3_neon(rows[r], rows[r] + n / 8, w, table, n);
-}
-
 static int32_t dot5_neon(const uint8_t *signs, const uint8_t *upper, const uint8_t *lower, const int8_t *w,
                          const uint8_t *table, size_t n)
 {
@@ -299,7 +293,7 @@ static void decode_neon(const uint8_t *codes, const float *mean, const float *sc
 }
 
 const dl_kernels dl_kernels_neon = {
-    "neon", dot1_neon,   dot3_neon,   dot3x4_neon, dot5_neon, dot8_neon,    l2_neon,
-    ip_neon,  encode_neon, decode_neon, split_neon,  join_neon, weights_neon, hadamard_neon,
+    "neon",  dot1_neon,   dot3_neon,   dot5_neon,  dot8_neon, l2_neon,
+    ip_neon, encode_neon, decode_neon, split_neon, join_neon, weights_neon, hadamard_neon,
 };
 #endif

@@ -76,13 +76,11 @@ enum kind { RANDOM, LEAST, GREATEST };
 
 static void check_codes(const dl_kernels *k, size_t n, enum kind kind)
 {
-    static area codes, signs, uppers, lowers, lows, out, w8, w16, table3, table5, table8, rows[4];
+    static area codes, signs, uppers, lowers, lows, out, w8, w16, table3, table5, table8;
     if (!codes.end) {
         codes = area_of(MOST), out = area_of(MOST), signs = area_of(MOST / 8), uppers = area_of(MOST / 4);
         lowers = area_of(MOST / 4), lows = area_of(3 * MOST / 8), w8 = area_of(MOST), w16 = area_of(2 * MOST);
         table3 = area_of(8), table5 = area_of(32), table8 = area_of(512);
-        for (size_t r = 0; r < 4; r++)
-            rows[r] = area_of(3 * MOST / 8);
     }
     const dl_kernels *truth = &dl_kernels_scalar;
     uint8_t *code = last(codes, n), *sign = last(signs, n / 8), *upper = last(uppers, n / 4);
@@ -121,17 +119,6 @@ static void check_codes(const dl_kernels *k, size_t n, enum kind kind)
         sum5 += (int32_t)narrow[i] * five[code[i] >> 3];
         sum8 += (int32_t)wide[i] * eight[code[i]];
     }
-    const uint8_t *four[4];
-    int32_t expected[4], sums[4];
-    for (size_t r = 0; r < 4; r++) {
-        uint8_t *row = last(rows[r], 3 * n / 8);
-        for (size_t i = 0; i < 3 * n / 8; i++)
-            row[i] = kind != RANDOM ? 255 : (uint8_t)any();
-        four[r] = row;
-        expected[r] = truth->dot3(row, row + n / 8, narrow, three, n);
-    }
-    k->dot3x4(four, narrow, three, n, sums);
-    expect(!memcmp(sums, expected, sizeof sums), "dot3x4", k->name, n);
     expect(k->dot1(sign, narrow, n) == sum1, "dot1", k->name, n);
     expect(k->dot3(sign, upper, narrow, three, n) == sum3, "dot3", k->name, n);
     expect(k->dot5(sign, upper, lower, narrow, five, n) == sum5, "dot5", k->name, n);
