@@ -431,9 +431,7 @@ class OnlineIndex:
     ) -> "OnlineIndex":
         shape = (state["dim"], state["metric"], state["m"], state["ef_construction"])
         seed, route_bits = state["seed"], state["route_bits"]
-        index = cls(
-            *shape, seed, route_bits=route_bits, raw=raw, compress_after=state["compress_after"]
-        )
+        index = cls(*shape, seed, route_bits=route_bits, raw=raw, compress_after=state["compress_after"])
         core = Core(*shape, route_bits, seed, rotation_seed=seed)
         monitor = DriftMonitor.from_state(state["follower"]["monitor"], drift)
         index._assemble(core, Frames.restore(core, state["frames"]), monitor, Keys(state["keys"]))

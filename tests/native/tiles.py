@@ -35,7 +35,13 @@ def _table(size: int) -> np.ndarray:
 
 
 def core_of(
-    x: np.ndarray, metric: str = "l2", *, m: int = 16, ef_construction: int = 100, route_bits: int = 3, tile: Tile | None
+    x: np.ndarray,
+    metric: str = "l2",
+    *,
+    m: int = 16,
+    ef_construction: int = 100,
+    route_bits: int = 3,
+    tile: Tile | None,
 ) -> Core:
     """A core whose raw rows are x; frame 0 holds floats, frame 1 the tile, which is written in."""
     core = Core(x.shape[1], metric, m, ef_construction, route_bits, 0, ROTATION_SEED)
