@@ -405,8 +405,8 @@ class OnlineIndex:
             dim, metric, m, ef_construction, seed, route_bits = self._shape
             state = {
                 "dim": dim, "metric": metric, "m": m, "ef_construction": ef_construction, "seed": seed,
-                "route_bits": route_bits, "compress_after": self._compress_after, "keys": self._keys.kind, "head": head,
-                "frames": self._frames.state(), "follower": self._follower.state(),
+                "route_bits": route_bits, "compress_after": self._compress_after, "keys": self._keys.kind,
+                "head": head, "frames": self._frames.state(), "follower": self._follower.state(),
                 "filtered": self._filtering.built,
             }  # fmt: skip
             chunks = {f"{number:08d}": Chunk(version, data) for number, (version, data) in slabs.items()}
