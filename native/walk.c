@@ -14,7 +14,7 @@
  * are. Elsewhere it looks through the others without measuring them (ACORN-1, arXiv 2403.04871), from a sample of the allowed,
  * or, where they are few, gives way to a scan. Tried and lost, at equal time: measuring those others and going on from the
  * nearest, at most one in a row (recall 0.92 for 0.93 on the other project's commits); more of them looked through for fewer
- * candidates, or the reverse (equal); more than 128 in the sample (equal). */
+ * candidates, or the reverse (equal); three times the sample (recall 0.003 more for 7 % more time). */
 #include <math.h>
 
 #include "internal.h"
