@@ -197,6 +197,7 @@ typedef struct cell cell;
 typedef struct {
     const uint64_t *bits;
     uint32_t slots;
+    uint64_t count; /* bits that are set */
 } allowed;
 
 static inline bool is_allowed(const allowed *a, uint32_t slot)
@@ -493,6 +494,7 @@ float distance_raw(const dl_index *ix, const float *query, const float *row);
 
 /* walk.c */
 int walk(dl_index *ix, reader *r, uint32_t start, uint32_t level, extent reach, uint64_t now, const allowed *only);
+int walk_allowed(dl_index *ix, reader *r, uint32_t start, uint32_t few, uint32_t ef, uint64_t now, const allowed *only);
 int scan(dl_index *ix, reader *r, uint32_t ef, uint64_t now, const allowed *only);
 uint32_t descend(const dl_index *ix, reader *r, uint32_t start, uint32_t to);
 int found(reader *r, uint32_t *count);

@@ -3,7 +3,7 @@
 
 #include "internal.h"
 
-enum { SCAN_GAIN = 5 }; /* rows scanned in the time of one walked to */
+enum { SCAN_GAIN = 5 }; /* rows scanned, for each walked to, that are worth their time */
 
 void dl_hits_free(dl_hits *h)
 {
@@ -104,15 +104,22 @@ static int hits_end(dl_hits *h, int code)
 typedef struct {
     uint32_t k, ef, rescore;
     float radius;
-    const uint64_t *allowed;
 } request;
 
-/* A hop among few allowed slots meets mostly others, at a random place each; a scan reads the allowed ones alone, in order, and
- * leaves most by their signs. Measured on the three sets of docs/tuning.md: a scanned row costs a fifth of a walked one. */
-static bool scan_pays(const dl_index *ix, const request *ask, uint64_t permitted)
+/* The candidates of a walk among the allowed: each comes with others that show the way to it as well. */
+static uint32_t narrowed(const dl_index *ix, uint32_t ef, uint32_t k, const allowed *only)
 {
     uint64_t live = atomic_load(&ix->live);
-    return ask->allowed && permitted * permitted <= SCAN_GAIN * (uint64_t)ask->ef * ix->config.m * (live + 1);
+    uint32_t fewer = only->count < live ? (uint32_t)((double)ef * sqrt((double)only->count / (double)live)) : ef;
+    return fewer < k ? k : fewer;
+}
+
+/* A hop among few allowed slots meets mostly others, at a random place each; a scan reads the allowed ones alone, in order, and
+ * leaves most by their signs. It misses none of them, so it may take up to twice as long (on the sets of docs/tuning.md). */
+static bool scan_pays(const dl_index *ix, uint32_t ef, const allowed *only)
+{
+    uint64_t live = atomic_load(&ix->live);
+    return only->count * only->count <= SCAN_GAIN * (uint64_t)ef * ix->config.m * (live + 1);
 }
 
 static uint32_t slots_of(uint32_t words)
@@ -133,24 +140,30 @@ enum { WIDEST = 3 }; /* times ef: as far as a hard query may go; docs/tuning.md 
 /* How far to go for the k nearest. Where distances grow with rank as usual, `ef` nodes lie within ratio times the k-th; a query among
  * many equally near ones meets more of them and one that stands clear fewer, which spends the same work where it is needed (distance
  * adaptive beam search, arXiv 2505.15636). Half of ef is walked from at least, so that a poor start is left. */
-static extent reach_of(const dl_index *ix, uint32_t k, uint32_t ef, const allowed *only)
+static extent reach_of(const dl_index *ix, uint32_t k, uint32_t ef)
 {
     float growth = atomic_load(&ix->growth);
     uint32_t most = WIDEST * ef < POOL_MOST ? WIDEST * ef : POOL_MOST;
-    if (only || k >= ef || most <= ef || !(growth > 0) || ix->config.metric == DL_IP)
+    if (k >= ef || most <= ef || !(growth > 0) || ix->config.metric == DL_IP)
         return fixed_extent(ef);
     return (extent){k, k > ef / 2 ? k : ef / 2, most, powf((float)ef / (float)k, growth)};
 }
 
 /* The answer to r->query, into r->picked: routed at five bits, refined at eight, the best `rescore` measured on raw vectors. */
-static int search_one(dl_index *ix, reader *r, uint64_t now, const request *ask, uint32_t ef, const allowed *only, bool scanned,
+static int search_one(dl_index *ix, reader *r, uint64_t now, const request *ask, uint32_t ef, const allowed *only,
                       uint32_t *count)
 {
     uint32_t entry = get(&ix->entry);
     *count = 0;
     if (entry == NONE)
         return DL_OK;
-    int code = scanned ? scan(ix, r, ef, now, only) : walk(ix, r, descend(ix, r, entry, 0), 0, reach_of(ix, ask->k, ef, only), now, only);
+    int code;
+    if (!only)
+        code = walk(ix, r, descend(ix, r, entry, 0), 0, reach_of(ix, ask->k, ef), now, NULL);
+    else if (scan_pays(ix, ef, only))
+        code = scan(ix, r, ef, now, only);
+    else
+        code = walk_allowed(ix, r, descend(ix, r, entry, 0), narrowed(ix, ef, ask->k, only), ef, now, only);
     if (code == DL_OK)
         code = found(r, count);
     if (code == DL_OK)
@@ -165,14 +178,14 @@ static int search_one(dl_index *ix, reader *r, uint64_t now, const request *ask,
 
 /* All within the radius: as wide as it takes for half of what is found to lie outside, so that what lies inside is found as surely
  * as the nearest are by twice as many candidates. */
-static int search_radius(dl_index *ix, reader *r, uint64_t now, const request *ask, const allowed *only, bool scanned, uint32_t *count)
+static int search_radius(dl_index *ix, reader *r, uint64_t now, const request *ask, const allowed *only, uint32_t *count)
 {
     uint64_t live = atomic_load(&ix->live);
     for (uint32_t ef = ask->ef;; ef *= 2) {
         request wide = *ask;
         wide.k = ef;
         wide.rescore = ask->rescore ? ef : 0;
-        int code = search_one(ix, r, now, &wide, ef, only, scanned, count);
+        int code = search_one(ix, r, now, &wide, ef, only, count);
         if (code != DL_OK)
             return code;
         uint32_t inside = 0;
@@ -189,7 +202,7 @@ int dl_search(dl_index *ix, const float *queries, uint32_t nq, uint32_t k, uint3
               const uint64_t *bits, uint32_t words, dl_hits *out)
 {
     size_t dim = ix->config.dim;
-    request ask = {k, ef, rescore, radius, bits};
+    request ask = {k, ef, rescore, radius};
     if (!ask.k || !ask.ef || ask.k > 1u << 24 || ask.ef > 1u << 24 || !all_finite(queries, nq * dim) || isnan(ask.radius) ||
         (uint64_t)nq * ask.k > 1u << 30)
         return DL_EINVAL;
@@ -198,14 +211,9 @@ int dl_search(dl_index *ix, const float *queries, uint32_t nq, uint32_t k, uint3
         ask.ef = ask.k;
     if (ask.rescore && ask.rescore < ask.k)
         ask.rescore = ask.k; /* a hit by its code and one by its raw vector are not compared */
-    allowed some = {bits, slots_of(words)};
+    allowed some = {bits, slots_of(words), 0};
     const allowed *only = bits ? &some : NULL;
-    uint64_t permitted = only ? bits_of(only) : 0, live = atomic_load(&ix->live) + 1;
-    bool scanned = only && scan_pays(ix, &ask, permitted);
-    if (only && !scanned && !bounded && permitted < live) { /* each allowed node comes with others that show the way to it as well */
-        uint32_t fewer = (uint32_t)((double)ask.ef * sqrt((double)permitted / (double)live));
-        ask.ef = fewer < ask.k ? ask.k : fewer;
-    }
+    some.count = only ? bits_of(only) : 0;
     int code = hits_begin(out, nq, ask.k);
     for (uint32_t q = 0; code == DL_OK && q < nq; q++) {
         uint64_t now;
@@ -217,8 +225,7 @@ int dl_search(dl_index *ix, const float *queries, uint32_t nq, uint32_t k, uint3
         }
         to_plain(ix, queries + q * dim, r->plain);
         probe_vector(ix, &r->query, r->plain);
-        code = bounded ? search_radius(ix, r, now, &ask, only, scanned, &count)
-                       : search_one(ix, r, now, &ask, ask.ef, only, scanned, &count);
+        code = bounded ? search_radius(ix, r, now, &ask, only, &count) : search_one(ix, r, now, &ask, ask.ef, only, &count);
         if (code == DL_OK)
             code = hits_add(ix, out, q, r->picked, count);
         reader_leave(r);
@@ -263,7 +270,7 @@ int dl_exact(dl_index *ix, const float *queries, uint32_t nq, uint32_t k, const 
     size_t dim = ix->config.dim;
     if (!k || k > 1u << 24 || !all_finite(queries, nq * dim))
         return DL_EINVAL;
-    allowed only = {bits, slots_of(words)};
+    allowed only = {bits, slots_of(words), 0};
     uint64_t now;
     int code = hits_begin(out, nq, k);
     if (code != DL_OK)

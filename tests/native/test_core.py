@@ -2,6 +2,7 @@
 each."""
 
 import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -551,6 +552,83 @@ def test_allowed_slots_alone_are_found(metric: str, share: float):
         good += len(set(hits) & set(truth))
         wanted += len(truth)
     assert good >= 0.93 * wanted, (good, wanted)
+
+
+def bits_of(may: np.ndarray) -> np.ndarray:
+    """A bool per slot as the core takes it."""
+    padded = np.zeros(-(-len(may) // 64) * 64, bool)
+    padded[: len(may)] = may
+    return np.packbits(padded, bitorder="little").view(np.uint64)
+
+
+def found_of(core: Core, q: np.ndarray, may: np.ndarray, ef: int) -> float:
+    """The share found of the 10 nearest that are allowed; nothing else may be found."""
+    bits = bits_of(may)
+    found, true = core.search(q, 10, ef, 36, allowed=bits), core.exact(q, 10, bits)
+    permitted = set(keys_of(np.flatnonzero(may)))
+    assert all(permitted.issuperset(hits) and len(set(hits)) == len(hits) == 10 for hits in found.keys)
+    return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found.keys, true.keys, strict=True)]))
+
+
+def sides(n: int, dim: int, apart: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Vectors of two clusters that touch, which of them are of the first, and 60 queries in its middle."""
+    rng = np.random.default_rng(12)
+    side = rng.random(n) < 0.5
+    x = rng.normal(size=(n, dim)) + np.where(side, apart, -apart)[:, None]
+    return x.astype(np.float32), side, (rng.normal(size=(60, dim)) + apart).astype(np.float32)
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
+def test_all_that_is_near_may_be_forbidden(metric: str):
+    """The queries' whole cluster forbidden, so few rows that the walk gives way to a scan: nearly
+    all of the nearest, with dead slots among the allowed, a short bitmap, and nothing allowed."""
+    least = 0.95 if metric == "l2" else 0.75  # by ip and cosine, far rows differ by less than codes tell
+    x, side, q = sides(14000, 12, 1.5)
+    if metric == "cosine":
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
+    core = core_of(x, metric, m=8, ef_construction=60, route_bits=5, tile=tile_of(x, route_bits=5))
+    core.upsert(keys_of(range(len(x))), [b""] * len(x), x, np.arange(len(x), dtype=np.uint64))
+    assert found_of(core, q, ~side, 64) > least
+    assert found_of(core, q, ~side[:12000], 64) > least
+    dead = np.flatnonzero(~side)[::3]
+    core.delete(keys_of(dead))
+    assert found_of(core, q, ~side, 64) > least
+    assert core.search(q, 10, 64, 36, allowed=np.zeros(200, np.uint64)).keys == [[]] * len(q)
+
+
+def test_a_walk_keeps_out_of_what_is_forbidden():
+    """The same where the allowed are too many to scan: found by candidates in a pool and in heaps, with dead
+    slots among them, whatever was asked before, and not by way of all that is nearer (27 times the time of a
+    search for anything; 2 times here)."""
+    x, side, q = sides(36000, 16, 1.2)
+    core = core_of(x, m=8, ef_construction=60, tile=tile_of(x))
+    core.upsert(keys_of(range(len(x))), [b""] * len(x), x, np.arange(len(x), dtype=np.uint64))
+    assert found_of(core, q, ~side, 64) > 0.75
+    assert found_of(core, q[:5], ~side, 1100) > 0.99
+    bits = bits_of(~side)
+    together, alone = (core.search(some, 10, 64, 36, allowed=bits) for some in (q, q[-1:]))
+    assert together.keys[-1:] == alone.keys
+    took: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(5):
+        for filtered in took:
+            began = time.thread_time()
+            core.search(q, 10, 64, 36, allowed=bits if filtered else None)
+            took[filtered].append(time.thread_time() - began)
+    assert min(took[True]) < 5 * min(took[False])
+    core.delete(keys_of(np.flatnonzero(~side)[::9]))
+    assert found_of(core, q, ~side, 64) > 0.75
+
+
+def test_allowed_islands_are_found():
+    """Islands of ten nearly equal rows in a forbidden sea, to which no allowed row leads."""
+    rng = np.random.default_rng(4)
+    sea = rng.normal(size=(12000, 8)).astype(np.float32)
+    islands = np.repeat(rng.normal(size=(400, 8)), 10, axis=0)
+    islands += rng.normal(size=islands.shape) * 0.01
+    x = np.concatenate([sea, islands]).astype(np.float32)
+    core = core_of(x, m=4, ef_construction=40, tile=tile_of(x))
+    core.upsert(keys_of(range(len(x))), [b""] * len(x), x, np.arange(len(x), dtype=np.uint64))
+    assert found_of(core, sea[:80], np.arange(len(x)) >= len(sea), 64) > 0.95
 
 
 @pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
