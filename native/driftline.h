@@ -1,7 +1,7 @@
 /* driftline's native core: a streaming HNSW over tile codes.
  *
  * What it is. An approximate-nearest-neighbour graph (Malkov & Yashunin, arXiv 1603.09320) whose nodes are held as
- * 8-bit scalar codes, split by bits: the signs decide early, the top five bits route the search, all eight refine it, and raw
+ * 8-bit scalar codes, split by bits: the signs decide early, the top three (or five) bits route the search, all eight refine it, and raw
  * vectors, where the caller has attached them, rescore the best few.
  *
  * How it departs from the paper.

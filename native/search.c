@@ -149,7 +149,7 @@ static extent reach_of(const dl_index *ix, uint32_t k, uint32_t ef)
     return (extent){k, k > ef / 2 ? k : ef / 2, most, powf((float)ef / (float)k, growth)};
 }
 
-/* The answer to r->query, into r->picked: routed at five bits, refined at eight, the best `rescore` measured on raw vectors. */
+/* The answer to r->query, into r->picked: routed by the first bits of the codes, refined by all, the best `rescore` measured on raw vectors. */
 static int search_one(dl_index *ix, reader *r, uint64_t now, const request *ask, uint32_t ef, const allowed *only,
                       uint32_t *count)
 {

@@ -1,0 +1,210 @@
+/* Finding the nearest of the slots that are allowed: by a scan of them, or by a walk.
+ *
+ * A walk goes through the others too, as long as it meets the allowed about as often as they are. Elsewhere it looks through the
+ * others without measuring them (ACORN-1, arXiv 2403.04871), from a sample of the allowed, or, where they are few, gives way to a
+ * scan. Tried and lost, at equal time: measuring those others and going on from the nearest, at most one in a row; more of them
+ * looked through for fewer candidates, or the reverse; three times the sample. */
+#include "walk.h"
+
+enum {
+    SAMPLE = 128,   /* allowed slots that a walk across what is forbidden starts from */
+    STRAY = 8,      /* one in so many candidates may be forbidden nodes before their share is judged */
+    SURE = 8,       /* rows scanned, for each met on the way across, in about the same time: a scan misses none */
+    PRIOR = 16,     /* nodes walked from that the share of all counts for, against that of those near by */
+    SCAN_AHEAD = 16 /* rows that a scan asks for before their signs are looked at */
+};
+
+/* The rows of a scan under way: asked for first as far as their signs and then, where those do not tell, whole. One at a time,
+ * since a burst waits for its first row. A third of the time of a scan that asks for none, on the three sets of docs/tuning.md
+ * where what is allowed lies near the query. */
+typedef struct {
+    uint32_t slots[SCAN_AHEAD], asked;
+    met rows[AHEAD];
+    uint32_t left; /* by their signs, to be measured */
+} scanning;
+
+static inline bool scan_measured(dl_index *ix, reader *r, const dl_kernels *k, met one)
+{
+    float d = one.row ? measure(ix, r, k, one.row) : coarse_distance(ix, &r->query, one.slot);
+    return d >= worst(r) || keep(ix, r, (near){d, one.slot});
+}
+
+static inline bool scan_judged(dl_index *ix, reader *r, const dl_kernels *k, scanning *s, uint32_t slot, uint64_t now)
+{
+    bool is_float;
+    const head *h = (const head *)(const void *)row_of(ix, slot, &is_float);
+    if (!answers(ix, slot, flags_of(h), now, NULL)) /* first: a free slot's row means nothing */
+        return true;
+    const lane *l = is_float ? NULL : lane_of(ix, &r->query, h->frame);
+    if (l && gated(ix, l) && too_far(ix, l, k, h, worst(r)))
+        return true;
+    if (l)
+        fetch_row(h, ix->row_bytes);
+    met *oldest = &s->rows[s->left % AHEAD];
+    if (s->left++ >= AHEAD && !scan_measured(ix, r, k, *oldest))
+        return false;
+    *oldest = (met){slot, l ? h : NULL};
+    return true;
+}
+
+/* The `ef` nearest, by going through all allowed slots in order; for `found` to fetch. */
+int scan(dl_index *ix, reader *r, uint32_t ef, uint64_t now, const allowed *only)
+{
+    const dl_kernels *k = dl_kernels_now();
+    scanning s = {.asked = 0, .left = 0};
+    uint32_t slots = atomic_load(&ix->slot_count);
+    slots = slots < only->slots ? slots : only->slots;
+    r->candidates.size = r->results.size = r->pool_size = r->cursor = 0;
+    r->reach = fixed_extent(ef);
+    if (pool_reserve(r, ef) != DL_OK)
+        return DL_ENOMEM;
+    for (uint32_t word = 0; word * 64 < slots; word++)
+        for (uint64_t bits = only->bits[word]; bits; bits &= bits - 1) {
+            uint32_t slot = word * 64 + (uint32_t)__builtin_ctzll(bits);
+            bool is_float;
+            if (slot >= slots)
+                break;
+            fetch_row(row_of(ix, slot, &is_float), sizeof(head) + ix->padded / 8);
+            uint32_t *oldest = &s.slots[s.asked % SCAN_AHEAD];
+            if (s.asked++ >= SCAN_AHEAD && !scan_judged(ix, r, k, &s, *oldest, now))
+                return DL_ENOMEM;
+            *oldest = slot;
+        }
+    for (uint32_t i = s.asked < SCAN_AHEAD ? 0 : s.asked - SCAN_AHEAD; i < s.asked; i++)
+        if (!scan_judged(ix, r, k, &s, s.slots[i % SCAN_AHEAD], now))
+            return DL_ENOMEM;
+    for (uint32_t i = s.left < AHEAD ? 0 : s.left - AHEAD; i < s.left; i++)
+        if (!scan_measured(ix, r, k, s.rows[i % AHEAD]))
+            return DL_ENOMEM;
+    return DL_OK;
+}
+
+/* ---- where all that is near is forbidden ---- */
+
+/* Of the unseen slots in a list, those that are allowed go into the batch, and the others, which may lead to more, to `others`.
+ * Without branches: which a slot is cannot be foreseen. */
+static int sift(dl_index *ix, reader *r, uint32_t slot, const allowed *only, size_t first, met *batch, uint32_t *count,
+                uint32_t *others, uint32_t *left)
+{
+    uint32_t words[WIDEST], cap = ix->links0, from = *count;
+    const _Atomic uint32_t *links = links_of(ix, slot, 0);
+    for (uint32_t i = cap; i-- > 0;) /* backwards, as in `hop` */
+        words[i] = get(links + i);
+    for (uint32_t i = 0; i < cap && *count < WIDEST; i++) {
+        if (words[i] == NONE)
+            continue;
+        uint32_t to = words[i] & ~TREE;
+        if (to >> SLAB_BITS >= r->seen_slabs && !seen_fit(r, atomic_load(&ix->slab_count)))
+            return DL_ENOMEM;
+        bool unseen = ~r->seen[to >> 6] >> (to & 63) & 1, may = is_allowed(only, to);
+        batch[*count].slot = others[*left] = to;
+        *count += unseen & may;
+        *left += unseen & !may;
+    }
+    uint32_t end = *count;
+    *count = from;
+    for (uint32_t i = from; i < end; i++) {
+        uint32_t to = batch[i].slot;
+        if (seen_before(r, to)) /* a list half rewritten may hold it twice */
+            continue;
+        bool is_float;
+        const uint8_t *row = row_of(ix, to, &is_float);
+        if (!is_float)
+            fetch_row(row, first);
+        batch[(*count)++] = (met){to, is_float ? NULL : (const head *)(const void *)row};
+    }
+    return DL_OK;
+}
+
+/* Expand one node among the allowed alone: what is forbidden is not measured, only looked through, until as many nodes are met as
+ * there may be links. */
+static int hop_across(dl_index *ix, reader *r, const dl_kernels *k, uint32_t slot, uint64_t now, const allowed *only)
+{
+    met batch[WIDEST];
+    uint32_t others[WIDEST], beyond[WIDEST], count = 0, left = 0, unused;
+    if (!seen_room(r, 3 * WIDEST))
+        return DL_ENOMEM;
+    size_t first = first_bytes(ix, r);
+    int code = sift(ix, r, slot, only, first, batch, &count, others, &left);
+    for (uint32_t i = 0; code == DL_OK && i < left && count < ix->links0; i++) {
+        for (uint32_t next = i ? i + AHEAD : 0; next <= i + AHEAD && next < left; next++)
+            fetch_row((const void *)links_of(ix, others[next], 0), ix->links0 * sizeof(uint32_t));
+        if (!seen_before(r, others[i]))
+            code = sift(ix, r, others[i], only, first, batch, &count, beyond, (unused = 0, &unused));
+    }
+    return code == DL_OK ? meet_batch(ix, r, k, batch, count, first, now, only) : code;
+}
+
+/* Meet a sample of what is allowed, evenly from all of it. */
+static int meet_sample(dl_index *ix, reader *r, const dl_kernels *k, uint64_t now, const allowed *only)
+{
+    met batch[SAMPLE];
+    uint32_t slots[SAMPLE], count = 0, left = 0, most = atomic_load(&ix->slot_count);
+    uint64_t step = only->count / SAMPLE + 1, passed = 0, next = 0;
+    bool is_float;
+    size_t first = first_bytes(ix, r);
+    most = most < only->slots ? most : only->slots;
+    if (!seen_room(r, SAMPLE))
+        return DL_ENOMEM;
+    for (uint32_t word = 0; word < most / 64 && count < SAMPLE; word++) {
+        uint64_t bits = only->bits[word];
+        passed += (uint64_t)__builtin_popcountll(bits);
+        if (passed <= next)
+            continue;
+        next = passed + step - 1;
+        slots[count] = word * 64 + (uint32_t)__builtin_ctzll(bits);
+        fetch_row(row_of(ix, slots[count++], &is_float), first);
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        const head *h = (const head *)(const void *)row_of(ix, slots[i], &is_float);
+        if (!answers(ix, slots[i], flags_of(h), now, NULL)) /* first: a free slot's row means nothing */
+            continue;
+        if (slots[i] >> SLAB_BITS >= r->seen_slabs && !seen_fit(r, atomic_load(&ix->slab_count)))
+            return DL_ENOMEM;
+        if (!seen_before(r, slots[i]))
+            batch[left++] = (met){slots[i], is_float ? NULL : h};
+    }
+    return meet_batch(ix, r, k, batch, left, first, now, only);
+}
+
+/* As `walk` at level 0, with `few` candidates where what is allowed is no more frequent than everywhere, and towards all `ef`
+ * where it is. Where most is forbidden, a walk would leave only by way of all that is nearer than the first allowed: it starts again
+ * from a sample of the allowed and keeps to those, which lead less surely to the nearest, so with more candidates. */
+int walk_allowed(dl_index *ix, reader *r, uint32_t start, uint32_t few, uint32_t ef, uint64_t now, const allowed *only)
+{
+    const dl_kernels *k = dl_kernels_now();
+    double live = (double)atomic_load(&ix->live) + 1, share = fmin((double)only->count / live, 1), others = 1 / share - 1;
+    uint32_t entry = get(&ix->entry), slot, fair = 0, forbidden = 0, most = few <= POOL_MOST && ef > POOL_MOST ? POOL_MOST : ef;
+    uint32_t wide = few <= POOL_MOST && 2 * most > POOL_MOST ? POOL_MOST : 2 * most;
+    bool across = false;
+    r->candidates.size = r->results.size = r->pool_size = r->cursor = 0;
+    r->reach = fixed_extent(few);
+    if (pool_reserve(r, wide) != DL_OK || !seen_reset(ix, r) || !begin(ix, r, start, now, only) ||
+        (entry != NONE && !begin(ix, r, entry, now, only)))
+        return DL_ENOMEM;
+    while (next_node(r, &slot)) {
+        bool may = is_allowed(only, slot);
+        int code = DL_OK;
+        if (across && !may)
+            continue;
+        fair += may;
+        forbidden += !may;
+        if (!across && forbidden > ef / STRAY + others * (2 + 2 * fair)) {
+            if (only->count <= (uint64_t)SURE * ef * ix->links0)
+                return scan(ix, r, ef, now, only);
+            across = true;
+            r->reach = fixed_extent(wide);
+            code = meet_sample(ix, r, k, now, only);
+        } else if (!across) {
+            uint32_t due = (uint32_t)(most * sqrt((fair + PRIOR * share) / (fair + forbidden + PRIOR)));
+            if (due > r->reach.most + r->reach.most / 8) /* seldom: until the new places are taken nothing is too far for the signs to tell */
+                r->reach = fixed_extent(due);
+        }
+        if (code == DL_OK)
+            code = across ? hop_across(ix, r, k, slot, now, only) : hop(ix, r, k, slot, 0, now, only);
+        if (code != DL_OK)
+            return code;
+    }
+    bool whole = r->reach.most <= POOL_MOST ? r->pool_size == r->reach.most : r->results.size >= r->reach.most;
+    return !across || whole ? DL_OK : scan(ix, r, ef, now, only);
+}
