@@ -32,9 +32,10 @@ int dl_open(const dl_config *config, dl_index **out)
     atomic_store(&ix->entry, NONE);
     ix->places = dl_zalloc(MAX_SLABS * sizeof *ix->places);
     ix->slabs = dl_zalloc(MAX_SLABS * sizeof *ix->slabs);
+    ix->roomy = dl_zalloc(MAX_SLABS / 64 * sizeof *ix->roomy);
     ix->segments = dl_zalloc(MAX_SEGMENTS * sizeof *ix->segments);
     ix->segment_rows = dl_zalloc(MAX_SEGMENTS * sizeof *ix->segment_rows);
-    if (!ix->places || !ix->slabs || !ix->segments || !ix->segment_rows) {
+    if (!ix->places || !ix->slabs || !ix->roomy || !ix->segments || !ix->segment_rows) {
         dl_close(ix);
         return DL_ENOMEM;
     }
@@ -61,7 +62,8 @@ void dl_close(dl_index *ix)
     free((void *)ix->segments);
     free(ix->segment_rows);
     free(ix->buckets);
-    free(ix->free_slots);
+    free(ix->roomy);
+    free(ix->moves);
     free(ix->fresh.items);
     free(ix->dead.items);
     free(ix->limbo.items);
@@ -178,7 +180,8 @@ static void settle(dl_index *ix)
     uint64_t oldest = oldest_pin(ix);
     for (; q->start < q->end && q->items[q->start].stamp <= oldest; q->start++) {
         uint32_t slot = q->items[q->start].slot;
-        if (get(&slab_of(ix, slot)->birth[slot & SLAB_MASK]) == (uint32_t)q->items[q->start].stamp)
+        if (slot < atomic_load(&ix->slot_count) && /* else its slab is gone */
+            get(&slab_of(ix, slot)->birth[slot & SLAB_MASK]) == (uint32_t)q->items[q->start].stamp)
             atomic_fetch_and_explicit(&head_of(ix, slot)->flags, (uint8_t)~FRESH, memory_order_release);
     }
 }
@@ -420,9 +423,11 @@ uint32_t dl_slabs(dl_index *ix)
 
 int dl_slab(dl_index *ix, uint32_t number, dl_slab_info *out)
 {
-    if (number >= atomic_load(&ix->slab_count))
-        return DL_EINVAL;
     take_structure(ix);
+    if (number >= atomic_load(&ix->slab_count)) {
+        leave_structure(ix);
+        return DL_EINVAL;
+    }
     slab *s = atomic_load(&ix->slabs[number]);
     const block *b = s->block;
     *out = (dl_slab_info){.used = s->used, .is_float = b->is_float, .version = atomic_load(&s->version)};
@@ -437,9 +442,11 @@ int dl_slab(dl_index *ix, uint32_t number, dl_slab_info *out)
 
 static int slab_rows(dl_index *ix, uint32_t number, bool dead_too, uint64_t *rows, uint8_t *frames, uint32_t *count)
 {
-    if (number >= atomic_load(&ix->slab_count))
-        return DL_EINVAL;
     take_structure(ix);
+    if (number >= atomic_load(&ix->slab_count)) {
+        leave_structure(ix);
+        return DL_EINVAL;
+    }
     slab *s = atomic_load(&ix->slabs[number]);
     *count = 0;
     for (uint32_t i = 0; i < s->used; i++)
@@ -474,8 +481,7 @@ void dl_usage_of(dl_index *ix, dl_usage *out)
         .codes = ix->block_bytes,
         .links = ix->link_bytes,
         .keys = ix->key_bytes + (ix->buckets ? (ix->bucket_mask + 1) * sizeof *ix->buckets : 0),
-        .meta = slabs * sizeof(slab) + ix->free_capacity * sizeof(uint32_t) +
-                (ix->fresh.capacity + ix->dead.capacity + ix->limbo.capacity) * sizeof(stamped),
+        .meta = slabs * sizeof(slab) + (ix->fresh.capacity + ix->dead.capacity + ix->limbo.capacity) * sizeof(stamped),
     };
     for (reader *r = atomic_load(&ix->readers); r; r = r->next)
         out->scratch += sizeof *r + slabs * (DL_SLAB / 8 + 1);

@@ -11,9 +11,11 @@
 #define CHUNK ((size_t)64 << 20) /* of address space; memory comes as it is touched */
 #define PAGE ((size_t)4096)
 
-/* A piece that was given back; lies at its own beginning. */
+/* A piece that was given back, or a spare one of these: there are as many as there are pieces, so that giving back cannot fail. It
+ * does not lie in the piece, where it would keep a page of it. */
 struct piece {
     piece *next;
+    void *memory;
     size_t bytes;
 };
 
@@ -77,57 +79,73 @@ static void *take_given(dl_index *ix, size_t bytes)
         if ((*at)->bytes == bytes) {
             piece *found = *at;
             *at = found->next;
-            *found = (piece){0};
-            return found;
+            found->next = ix->spare;
+            ix->spare = found;
+            return found->memory;
         }
     return NULL;
 }
 
-/* Zeroed, 64-byte aligned; NULL if there is none. */
-void *pages_take(dl_index *ix, size_t bytes)
+static void *carve(dl_index *ix, size_t bytes)
 {
-    bytes = (bytes + 63) & ~(size_t)63;
-    pthread_mutex_lock(&ix->pages);
-    uint8_t *memory = take_given(ix, bytes);
-    if (!memory && (!ix->chunks || (size_t)(ix->chunks->end - ix->chunks->at) < bytes)) {
+    piece *p = dl_alloc(sizeof *p);
+    if (!p)
+        return NULL;
+    if (!ix->chunks || (size_t)(ix->chunks->end - ix->chunks->at) < bytes) {
         chunk *c = chunk_new(bytes);
-        if (c) {
-            c->next = ix->chunks;
-            ix->chunks = c;
-        } else {
-            pthread_mutex_unlock(&ix->pages);
+        if (!c) {
+            free(p);
             return NULL;
         }
+        c->next = ix->chunks;
+        ix->chunks = c;
     }
-    if (!memory) {
-        memory = ix->chunks->at;
-        ix->chunks->at += bytes;
-    }
+    p->next = ix->spare;
+    ix->spare = p;
+    uint8_t *memory = ix->chunks->at;
+    ix->chunks->at += bytes;
+    return memory;
+}
+
+static size_t whole_pages(size_t bytes)
+{
+    return (bytes + PAGE - 1) / PAGE * PAGE;
+}
+
+/* Zeroed, whole pages; NULL if there is none. */
+void *pages_take(dl_index *ix, size_t bytes)
+{
+    bytes = whole_pages(bytes);
+    pthread_mutex_lock(&ix->pages);
+    void *memory = take_given(ix, bytes);
+    if (!memory)
+        memory = carve(ix, bytes);
     pthread_mutex_unlock(&ix->pages);
     return memory;
 }
 
-/* Whole pages inside the piece go to the system, which zeroes them; the rest is zeroed here. */
+/* Its pages go to the system, which zeroes them. */
 void pages_give(dl_index *ix, void *memory, size_t bytes)
 {
     if (!memory)
         return;
-    bytes = (bytes + 63) & ~(size_t)63;
-    uint8_t *begin = memory, *end = begin + bytes;
-    uint8_t *first = begin + PAGE - (uintptr_t)begin % PAGE, *last = end - (uintptr_t)end % PAGE;
-    memset(begin, 0, first < end ? (size_t)(first - begin) : bytes);
-    if (last > first) {
-        madvise(first, (size_t)(last - first), MADV_DONTNEED);
-        memset(last, 0, (size_t)(end - last));
-    } else if (first < end) {
-        memset(first, 0, (size_t)(end - first));
-    }
+    bytes = whole_pages(bytes);
+    if (madvise(memory, bytes, MADV_DONTNEED))
+        memset(memory, 0, bytes); /* the process locks its memory */
     pthread_mutex_lock(&ix->pages);
-    piece *p = memory;
-    p->bytes = bytes;
-    p->next = ix->given;
+    piece *p = ix->spare;
+    ix->spare = p->next;
+    *p = (piece){ix->given, memory, bytes};
     ix->given = p;
     pthread_mutex_unlock(&ix->pages);
+}
+
+static void free_pieces(piece *p)
+{
+    for (piece *next; p; p = next) {
+        next = p->next;
+        free(p);
+    }
 }
 
 void pages_free(dl_index *ix)
@@ -137,5 +155,7 @@ void pages_free(dl_index *ix)
         munmap(c->memory, c->mapped);
         free(c);
     }
+    free_pieces(ix->given);
+    free_pieces(ix->spare);
 }
 #endif
