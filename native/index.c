@@ -174,7 +174,7 @@ static int reserve(dl_index *ix, uint32_t *slot)
 }
 
 /* Slots whose birth every reader has seen need not be compared any more. Commit lock. */
-static void settle(dl_index *ix)
+void settle(dl_index *ix)
 {
     queue *q = &ix->fresh;
     uint64_t oldest = oldest_pin(ix);

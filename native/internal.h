@@ -496,6 +496,7 @@ void inherit(dl_index *ix, uint32_t slot);
 uint32_t standing_heir(const dl_index *ix, uint32_t slot);
 
 /* index.c */
+void settle(dl_index *ix);
 bool all_finite(const float *x, size_t n); /* and small enough that squares stay finite */
 bool row_exists(const dl_index *ix, uint64_t row);
 

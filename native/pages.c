@@ -54,6 +54,17 @@ void pages_free(dl_index *ix)
 }
 #else
 
+/* Whether huge pages are wanted: small ones do too, so a refusal is no error. Not where a piece was given back: the next touch
+ * nearby would bring all of two megabytes. */
+static void wish_huge(void *memory, size_t bytes, bool wanted)
+{
+#if defined(MADV_HUGEPAGE)
+    madvise(memory, bytes, wanted ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+#else
+    (void)memory, (void)bytes, (void)wanted;
+#endif
+}
+
 static chunk *chunk_new(size_t least)
 {
     chunk *c = dl_zalloc(sizeof *c);
@@ -67,9 +78,7 @@ static chunk *chunk_new(size_t least)
     }
     c->at = c->memory + (HUGE - (uintptr_t)c->memory % HUGE) % HUGE;
     c->end = c->memory + c->mapped;
-#if defined(MADV_HUGEPAGE)
-    madvise(c->at, (size_t)(c->end - c->at), MADV_HUGEPAGE); /* a wish: small pages do too */
-#endif
+    wish_huge(c->at, (size_t)(c->end - c->at), true);
     return c;
 }
 
@@ -81,6 +90,7 @@ static void *take_given(dl_index *ix, size_t bytes)
             *at = found->next;
             found->next = ix->spare;
             ix->spare = found;
+            wish_huge(found->memory, bytes, true);
             return found->memory;
         }
     return NULL;
@@ -132,6 +142,7 @@ void pages_give(dl_index *ix, void *memory, size_t bytes)
     bytes = whole_pages(bytes);
     if (madvise(memory, bytes, MADV_DONTNEED))
         memset(memory, 0, bytes); /* the process locks its memory */
+    wish_huge(memory, bytes, false);
     pthread_mutex_lock(&ix->pages);
     piece *p = ix->spare;
     ix->spare = p->next;

@@ -251,6 +251,7 @@ int dl_upkeep(dl_index *ix, int eager, int *more)
     int code = reader_links(ix, r);
     retired_sweep(ix);
     release_limbo(ix);
+    settle(ix);
     bool moved = code == DL_OK && ix->moves;
     if (moved) {
         code = carry_out_moves(ix);

@@ -195,13 +195,12 @@ def test_saved_in_the_middle():
     evacuated further."""
     x = vectors(3000)
     core, kept = thinned(x, 250)
-    more, saved = True, 0
+    more, steps = True, 0
     while more:
         more = core.upkeep(eager=False)
-        if core.usage().dead > 40 and not len(core.moving()) and saved % 3:
-            saved += 1
+        steps += 1
+        if steps % 3 and not len(core.moving()):  # not every step of the long rounds
             continue
-        saved += 1
         other = reloaded(core, x)
         expect_rows(other, x, kept)
         settle(other)
@@ -215,11 +214,11 @@ def test_saved_in_the_middle():
 def test_beside_readers_writers_and_reencodes():
     """A reader finds each key that is never touched exactly once, in every answer, while nearly everything is
     deleted and written again, and rows move and slabs go and come, under another thread's upkeep."""
-    x = vectors(12000)
+    x = vectors(6000)
     core = core_of(x, m=6, ef_construction=30, tile=tile_of(x))
     core.open_frame(2, tile_of(2 * x))
     still = [b"still-%d" % n for n in range(60)]
-    rows = np.arange(12000, dtype=np.uint64)
+    rows = np.arange(6000, dtype=np.uint64)
     spread = np.arange(0, 6000, 100)
     for start in range(0, 6000, 100):  # one in every hundred rows stays: most of them in high slabs
         names = keys_of(range(start, start + 100))
@@ -262,7 +261,7 @@ def test_beside_readers_writers_and_reencodes():
     for thread in threads:
         thread.start()
     others = [n for n in range(6000) if n % 100]
-    for turn in range(3):
+    for _ in range(2):
         for start in range(0, len(others), 200):
             core.delete(keys_of(np.array(others[start : start + 200])))
         for _ in range(3000):
@@ -270,9 +269,7 @@ def test_beside_readers_writers_and_reencodes():
                 break
         for start in range(0, len(others), 500):
             some = others[start : start + 500]
-            first = (turn * 3000 + start) % 6000 + 6000 - 500 * (start % 2)
             core.upsert(keys_of(np.array(some)), [b""] * len(some), x[some], rows[some])
-            assert first
     stop.set()
     for thread in threads:
         thread.join()
@@ -283,7 +280,7 @@ def test_beside_readers_writers_and_reencodes():
     core.check(codes=True)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10**6), tile_at=st.integers(0, 30), metric=st.sampled_from(["l2", "ip", "cosine"]))
 def test_any_sequence_of_operations(seed: int, tile_at: int, metric: str):
     """Bulk inserts and deletes of several slabs, upkeep by a step or by many, re-encodes, reloads: the oracle
@@ -294,7 +291,6 @@ def test_any_sequence_of_operations(seed: int, tile_at: int, metric: str):
     core = core_of(x, metric, m=3, ef_construction=8, tile=None)
     core.open_frame(1, tile)
     model: set[int] = set()
-    least = most = 0
     for step in range(40):
         if step == tile_at:
             core.write_frame(1)
@@ -317,17 +313,14 @@ def test_any_sequence_of_operations(seed: int, tile_at: int, metric: str):
             case _:
                 if step > tile_at and core.slabs:
                     core.reencode(int(rng.integers(core.slabs)), 1)
-        most = max(most, core.slabs)
         core.check(codes=True)
     settle(core)
     while core.upkeep(eager=True):
         pass
     core.check(codes=True)
-    least = core.slabs
     assert sorted(key for slab in range(core.slabs) for key in core.scan(slab)) == sorted(
         keys_of(np.array(sorted(model), np.int64))
     )
-    assert least <= most
 
 
 def test_every_allocation_of_it_may_fail():
