@@ -426,6 +426,7 @@ void to_plain(const dl_index *ix, const float *x, float *plain);
 /* pages.c */
 void *pages_take(dl_index *ix, size_t bytes);
 void pages_give(dl_index *ix, void *memory, size_t bytes);
+void pages_trim(dl_index *ix);
 void pages_free(dl_index *ix);
 
 reader *reader_enter(dl_index *ix, uint64_t *now);

@@ -48,6 +48,11 @@ void pages_give(dl_index *ix, void *memory, size_t bytes)
     free(memory);
 }
 
+void pages_trim(dl_index *ix)
+{
+    (void)ix;
+}
+
 void pages_free(dl_index *ix)
 {
     (void)ix;
@@ -148,6 +153,17 @@ void pages_give(dl_index *ix, void *memory, size_t bytes)
     ix->spare = p->next;
     *p = (piece){ix->given, memory, bytes};
     ix->given = p;
+    pthread_mutex_unlock(&ix->pages);
+}
+
+/* What a huge page brought beyond the last piece goes back too. */
+void pages_trim(dl_index *ix)
+{
+    pthread_mutex_lock(&ix->pages);
+    chunk *c = ix->chunks;
+    size_t beyond = c ? (HUGE - (uintptr_t)c->at % HUGE) % HUGE : 0;
+    if (c && beyond && beyond <= (size_t)(c->end - c->at))
+        madvise(c->at, beyond, MADV_DONTNEED);
     pthread_mutex_unlock(&ix->pages);
 }
 

@@ -272,7 +272,9 @@ int dl_upkeep(dl_index *ix, int eager, int *more)
     bool shrunk = !ix->evacuating && atomic_load(&ix->slab_count) < slabs;
     leave_structure(ix);
     reader_leave(r);
-    if (shrunk)
+    if (shrunk) {
+        pages_trim(ix);
         dl_trim();
+    }
     return code;
 }

@@ -15,7 +15,7 @@
 /* Keys 0..STILL-1 are written once; those below KEPT are replaced and never deleted; behind them each writer has OWN keys and FLOOD
  * keys that come and go together; the rest are shared. Those written last and once, HIGH, lie in slabs that run sparse, and move. */
 enum { DIM = 20, ROWS = 1 << 16, STILL = 10, KEPT = 40, OWN = 250, FLOOD = 1200, SHARED = 300, HIGH = 20 };
-enum { WRITERS = 2, READERS = 2, BATCH = 16, CALM = 60 /* batches of a writer between floods */ };
+enum { WRITERS = 2, READERS = 2, BATCH = 16, CALM = 24 /* batches of a writer between floods */ };
 enum { FIRST_FLOOD = KEPT + WRITERS * OWN, FIRST_SHARED = FIRST_FLOOD + WRITERS * FLOOD, FIRST_HIGH = FIRST_SHARED + SHARED };
 enum { KEYS = FIRST_HIGH + HIGH, ALL = KEYS /* candidates: all that are ever live */, ATTEMPTS = 4 };
 
