@@ -26,20 +26,24 @@ uint32_t standing_heir(const dl_index *ix, uint32_t slot)
 void inherit(dl_index *ix, uint32_t slot)
 {
     uint32_t parent = parent_of(ix, slot), heir = standing_heir(ix, slot), child;
+    bool leaves_heir = parent != NO_PARENT && heir != NONE && parent_of(ix, heir) == slot;
     set_parent(ix, slot, NO_PARENT);
-    if (parent >= NO_PARENT)
+    if (parent < NO_PARENT)
+        let_go(ix, parent, slot); /* room for another child */
+    if (!leaves_heir)
         return;
-    let_go(ix, parent, slot); /* room for another child */
-    if (heir == NONE || parent_of(ix, heir) != slot)
+    let_go(ix, slot, heir);
+    set_parent(ix, heir, parent);
+    if (parent == NONE) {
+        atomic_store(&ix->entry, heir);
         return;
+    }
     _Atomic uint32_t *links = links_of(ix, parent, 0);
     uint32_t edge = NONE;
     for (uint32_t i = 0; link_at(links, ix->links0, i, &child); i++)
         if (child == heir || (child == slot && edge == NONE))
             edge = i;
-    let_go(ix, slot, heir);
     put(links + edge, heir | TREE);
-    set_parent(ix, heir, parent);
 }
 
 /* ---- planning ---- */

@@ -144,6 +144,18 @@ def test_moves_are_announced_one_step_before_they_show():
     expect_rows(core, x, kept)
 
 
+def test_the_graph_stays_what_it_was():
+    """Edges follow the rows: a narrow search takes the same way, and finds the same, before and after."""
+    x, queries = vectors(), vectors(100, seed=2)
+    core, _ = thinned(x, 1500)
+    while not len(core.moving()):
+        assert core.upkeep(eager=True)
+    before = core.search(queries, 10, 10, 0).keys
+    settle(core)
+    assert core.slabs == 2
+    assert core.search(queries, 10, 10, 0).keys == before
+
+
 def test_rows_that_die_or_are_replaced_before_they_move():
     """Between the plan and the move some sources are deleted, some written anew: they do not come back, and
     the slots kept for them are free again."""
