@@ -311,7 +311,9 @@ class OnlineIndex:
 
     def keys(self) -> list[Key]:
         """All live keys, in no order."""
-        return self._keys.decode([key for slab in range(self._core.slabs) for key in self._core.scan(slab)])
+        with self._upkeep:  # no row changes its slot but by a write
+            found = [key for slab in range(self._core.slabs) for key in self._core.scan(slab)]
+        return self._keys.decode(found)
 
     def __len__(self) -> int:
         return len(self._core)

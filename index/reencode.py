@@ -166,6 +166,8 @@ class Reencoder:
         return own, errors
 
     def _survey(self, slab: int) -> None:
+        if slab >= self._core.slabs:  # it was emptied and given back since
+            return
         rows, lanes = self._core.slab_rows(slab)
         info = self._core.slab(slab)
         # an empty block of floats goes too: what is written there next should be codes;
@@ -223,6 +225,8 @@ class Reencoder:
     # ---- moving
 
     def _move(self, move: Move) -> None:
+        if move.slab >= self._core.slabs:
+            return
         rows, lanes = self._core.slab_rows(move.slab)
         self._core.reencode(move.slab, move.to.lane)
         self._rows += len(rows)
@@ -246,6 +250,9 @@ class Reencoder:
         )
         self._moves = []
         self._total = self._done = 0
+        if self._leaving is not None and self._frames.rows(self._leaving):
+            # upkeep has moved rows from a slab that was to be encoded to one that was not
+            self.start(self._reason, self._leaving)
 
 
 assert SLAB >= SAMPLE, "a sample is part of a slab"

@@ -71,6 +71,40 @@ static int check_tree(const dl_index *ix, uint32_t slot, char *message, size_t s
     return DL_OK;
 }
 
+/* A dead slot whose row moved: it went down, and the record went with it. */
+static int check_heir(const dl_index *ix, uint32_t slot, char *message, size_t size)
+{
+    uint32_t heir = heir_of(ix, slot);
+    if (heir == NONE)
+        return DL_OK;
+    REQUIRE(state_of(ix, slot) != SLOT_LIVE && state_of(ix, slot) != SLOT_FREE, "slot %u lives, and has moved", slot);
+    REQUIRE(heir < slot && state_of(ix, heir) != SLOT_FREE, "slot %u has moved to slot %u, which is free or not below it", slot, heir);
+    REQUIRE(record_of(ix, heir) == record_of(ix, slot), "slot %u has moved to slot %u without its key", slot, heir);
+    return DL_OK;
+}
+
+/* Free slots can be handed out, but for those that rows are about to move to. */
+static int check_vacancies(const dl_index *ix, char *message, size_t size)
+{
+    uint32_t vacancies = 0, free_slots = 0;
+    for (uint32_t n = 0; n < atomic_load(&ix->slab_count); n++) {
+        const slab *s = atomic_load(&ix->slabs[n]);
+        uint32_t marked = 0;
+        for (uint32_t i = 0; i < s->used; i++) {
+            bool vacant = s->vacant[i >> 6] >> (i & 63) & 1;
+            REQUIRE(!vacant || s->state[i] == SLOT_FREE, "slot %u is vacant, and not free", n * DL_SLAB + i);
+            marked += vacant;
+            free_slots += s->state[i] == SLOT_FREE;
+        }
+        REQUIRE(marked == s->vacancies && (ix->roomy[n >> 6] >> (n & 63) & 1) == (marked > 0),
+                "slab %u has %u vacant slots, %u are counted", n, marked, s->vacancies);
+        vacancies += marked;
+    }
+    REQUIRE(vacancies == ix->vacancies && free_slots == vacancies + ix->move_count,
+            "%u slots are free and %u vacant; %u are counted, %u to be moved to", free_slots, vacancies, ix->vacancies, ix->move_count);
+    return DL_OK;
+}
+
 /* Directed level-0 edges from the entry point, breadth first. */
 static int check_reach(const dl_index *ix, uint8_t *reached, uint32_t *line, char *message, size_t size)
 {
@@ -102,7 +136,8 @@ int check_structure(dl_index *ix, char *message, size_t size)
     REQUIRE(entry == NONE || (entry < slots && linked(state_of(ix, entry))), "the entry point %u is not a node", entry);
     for (uint32_t slot = 0; slot < slots; slot++) {
         slot_state state = state_of(ix, slot);
-        if (!linked(state))
+        code = check_heir(ix, slot, message, size);
+        if (code == DL_OK && !linked(state))
             continue;
         for (uint32_t level = 0; code == DL_OK && level <= level_of(ix, slot); level++)
             code = check_links(ix, slot, level, message, size);
@@ -118,6 +153,9 @@ int check_structure(dl_index *ix, char *message, size_t size)
         if (code != DL_OK)
             return code;
     }
+    code = check_vacancies(ix, message, size);
+    if (code != DL_OK)
+        return code;
     REQUIRE(live == atomic_load(&ix->live), "%llu slots are live, %llu are counted", (unsigned long long)live,
             (unsigned long long)atomic_load(&ix->live));
     REQUIRE(live == ix->bucket_used, "%llu slots are live, the key map holds %u", (unsigned long long)live,

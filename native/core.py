@@ -20,6 +20,7 @@ __all__ = ["FRAMES", "SLAB", "Core", "Slab", "Tile", "Usage"]
 FRAMES = 4  # frames alive at once
 SLAB = 1024  # slots per slab
 SPARE = 1 << 20  # bytes of an answer up to which its memory is kept for the next one
+MOVES = 4096  # slots that upkeep moves at once
 METRICS = {"l2": 0, "ip": 1, "cosine": 2}
 
 Floats = NDArray[np.float32]
@@ -290,8 +291,10 @@ class Core:
         return self._answers(code, hits, 1, hits.k)
 
     def moving(self) -> NDArray[np.uint32]:
-        """[n, 2]: the slots that upkeep will move, and where to; visible after the next `upkeep`."""
-        return np.empty((0, 2), np.uint32)
+        """uint32 [n, 2]: the slots that upkeep will move, and where to; visible after the next `upkeep`."""
+        pairs, count = np.empty((MOVES, 2), np.uint32), ffi.new("uint32_t *")
+        lib.dl_moving(self._ix, pointer("uint32_t[]", pairs), count)
+        return pairs[: count[0]]
 
     # ---- facts
 

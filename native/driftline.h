@@ -11,13 +11,14 @@
  *   - Deletes are real. A deleted node is invisible at once; after every search that could hold it has ended its
  *     in-neighbours are joined through its neighbourhood (FreshDiskANN, arXiv 2105.09613, section 4.2; done slab by
  *     slab) and its slot is used again.
+ *   - Memory comes back. Live rows of sparse slabs move to free slots, and empty slabs go (evacuate.c).
  *   - A spanning tree of protected level-0 edges keeps every node reachable. Each node but the entry point has one
  *     parent whose edge to it is never pruned, so reachability holds by construction, among identical vectors too.
  *   - Reads are snapshots. Each slot has a birth and a death on one clock; a search sees what was live when it began,
  *     so an update (new slot, death of the old one) is one step.
  *
- * Words. A *slot* (uint32) holds one version of one key's vector. Slots are grouped in *slabs* of 1,024; slabs are
- * only ever added. A slab points to its *block*: codes, norms and a frame byte per slot. A *frame* is one set of encoder
+ * Words. A *slot* (uint32) holds one version of one key's vector. Slots are grouped in *slabs* of 1,024, which are added
+ * at the end and, once upkeep has moved what was left in them to lower slots, dropped at the end. A slab points to its *block*: codes, norms and a frame byte per slot. A *frame* is one set of encoder
  * parameters; at most DL_FRAMES are alive. A *row id* names a raw vector: segment << 32 | row.
  *
  * Threads. Everything may be called from any thread at any time but dl_close, which needs to be alone. dl_search, dl_exact and
@@ -48,7 +49,7 @@ enum {
 };
 
 enum { DL_L2 = 0, DL_IP = 1, DL_COSINE = 2 };
-enum { DL_FRAMES = 4, DL_SLAB = 1024, DL_MAX_DIM = 4096, DL_MAX_KEY = 511 };
+enum { DL_FRAMES = 4, DL_SLAB = 1024, DL_MOVES = 4096, DL_MAX_DIM = 4096, DL_MAX_KEY = 511 };
 
 typedef struct dl_index dl_index;
 
@@ -90,11 +91,11 @@ typedef struct {
     uint32_t live;             /* slots that answer searches */
     uint32_t rows[4];          /* occupied slots (live, or dead and not yet unlinked) by frame */
     int32_t is_float;          /* the block holds floats, not codes */
-    uint64_t version;          /* grows with every change */
+    uint64_t version;          /* grows with every change, and beyond a slab that had this number before */
 } dl_slab_info;
 
 typedef struct {
-    uint64_t live, slots, slabs, dead; /* dead: deleted, not yet reusable */
+    uint64_t live, slots, slabs, dead; /* dead: deleted or moved, not yet reusable */
     uint64_t codes, links, keys, meta, scratch, total; /* bytes */
 } dl_usage;
 
@@ -143,9 +144,12 @@ int dl_upsert(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_o
               const uint64_t *payload_offsets, const float *vectors, const uint64_t *rows, uint32_t *slots); /* slots: [n] written to, or NULL */
 int dl_delete(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, uint64_t *deleted);
 
-/* One bounded step of repair after deletes. `eager` starts a round for any deleted node, not only when a share of the
- * index has gathered. *more: whether another call would find work now. */
+/* One bounded step of repair after deletes, or of evacuation. `eager` starts a round for any deleted node, not only when a share
+ * of the index has gathered. *more: whether another call would find work now. */
 int dl_upkeep(dl_index *ix, int eager, int *more);
+/* [count] pairs of slots, from and to: rows that the next dl_upkeep moves, unless they die before; room for DL_MOVES. A row answers
+ * searches at one of them, whichever moment they are of. */
+void dl_moving(dl_index *ix, uint32_t *pairs, uint32_t *count);
 
 /* ---- reading ---- */
 /* k: hits at most. ef: candidates; raised to k. rescore: how many of the best are measured on raw vectors, raised to k; 0: none.

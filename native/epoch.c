@@ -97,9 +97,9 @@ uint64_t oldest_pin(dl_index *ix)
     return oldest;
 }
 
-void retire(dl_index *ix, retired *item, bool is_frame)
+void retire(dl_index *ix, retired *item, int what)
 {
-    item->is_frame = is_frame;
+    item->what = what;
     item->stamp = atomic_fetch_add(&ix->clock, 1) + 1;
     item->next = ix->retired;
     ix->retired = item;
@@ -118,10 +118,12 @@ void retired_sweep(dl_index *ix)
             continue;
         }
         *at = item->next;
-        if (item->is_frame)
+        if (item->what == RETIRED_FRAME)
             free(item);
-        else
+        else if (item->what == RETIRED_BLOCK)
             block_free(ix, (block *)item);
+        else
+            slab_free(ix, (slab *)item);
     }
 }
 
@@ -148,4 +150,20 @@ int queue_reserve(queue *q, size_t n)
 void queue_push(queue *q, uint32_t slot, uint64_t stamp)
 {
     q->items[q->end++] = (stamped){slot, stamp};
+}
+
+/* Give back what it has long outgrown. Nobody has reserved room. */
+void queue_trim(queue *q)
+{
+    size_t size = q->end - q->start;
+    if (q->capacity < 4 * size + DL_SLAB)
+        return;
+    memmove(q->items, q->items + q->start, size * sizeof *q->items);
+    q->start = 0;
+    q->end = size;
+    stamped *items = dl_grow(q->items, (size + 1) * sizeof *items);
+    if (!items)
+        return; /* the larger one does */
+    q->items = items;
+    q->capacity = size + 1;
 }

@@ -97,13 +97,13 @@ int dl_frame_close(dl_index *ix, uint32_t id)
     frame *f = id < DL_FRAMES ? frame_of(ix, id) : NULL;
     int code = !f ? DL_EINVAL : f->rows || id == ix->write_frame ? DL_EBUSY : DL_OK;
     for (const retired *item = ix->retired; code == DL_OK && item; item = item->next)
-        code = item->is_frame ? DL_OK : DL_EBUSY;
+        code = item->what == RETIRED_FRAME ? DL_OK : DL_EBUSY;
     for (uint32_t s = 0; code == DL_OK && f->is_float && s < atomic_load(&ix->slab_count); s++)
         if (atomic_load(&ix->slabs[s])->block->is_float)
             code = DL_EBUSY;
     if (code == DL_OK) {
         atomic_store(&ix->frames[id], NULL);
-        retire(ix, &f->link, true);
+        retire(ix, &f->link, RETIRED_FRAME);
     }
     leave_structure(ix);
     return code;
@@ -184,7 +184,7 @@ static void count_slab(dl_index *ix, uint32_t number, int sign, uint8_t *codes)
 static void reencode(dl_index *ix, reader *r, uint32_t number, uint32_t id, block *to, copying *c)
 {
     slab *s = atomic_load(&ix->slabs[number]);
-    for (uint32_t i = 0; i < DL_SLAB; i++) {
+    for (uint32_t i = 0; i < DL_SLAB; i++) { /* the pin keeps the slab: it may be gone from the index by now */
         c->row[i] = atomic_load(&s->row[i]);
         if (c->row[i] == NO_ROW || !raw_of(ix, c->row[i]))
             continue;
@@ -193,6 +193,12 @@ static void reencode(dl_index *ix, reader *r, uint32_t number, uint32_t id, bloc
     }
     reader_leave(r);
     take_structure(ix);
+    if (number >= atomic_load(&ix->slab_count)) {
+        leave_structure(ix);
+        block_free(ix, to);
+        return;
+    }
+    s = atomic_load(&ix->slabs[number]); /* perhaps another one: a row id that was encoded tells the vector all the same */
     block *from = s->block;
     for (uint32_t i = 0; i < DL_SLAB; i++) {
         if (s->state[i] == SLOT_FREE)
@@ -207,29 +213,31 @@ static void reencode(dl_index *ix, reader *r, uint32_t number, uint32_t id, bloc
     block_publish(ix, number, to);
     count_slab(ix, number, 1, c->codes);
     atomic_fetch_add(&s->version, 1);
-    retire(ix, &from->link, false);
+    retire(ix, &from->link, RETIRED_BLOCK);
     leave_structure(ix);
 }
 
 /* The caller does not close frame `id` meanwhile. */
 int dl_reencode(dl_index *ix, uint32_t number, uint32_t id)
 {
-    if (number >= atomic_load(&ix->slab_count) || id >= DL_FRAMES || !frame_of(ix, id) || frame_of(ix, id)->is_float ||
-        frame_of(ix, ix->write_frame)->is_float)
+    if (id >= DL_FRAMES || !frame_of(ix, id) || frame_of(ix, id)->is_float || frame_of(ix, ix->write_frame)->is_float)
         return DL_EINVAL;
     size_t dim = ix->config.dim;
     copying *c = dl_zalloc(sizeof *c + dim * 2 * sizeof(float) + ix->padded);
     block *to = c ? block_new(ix, false) : NULL;
     uint64_t now;
     reader *r = to ? reader_enter(ix, &now) : NULL;
-    if (r) {
+    int code = !r ? DL_ENOMEM : number < atomic_load(&ix->slab_count) ? DL_OK : DL_EINVAL;
+    if (code == DL_OK) {
         c->plain = (float *)(c + 1);
         c->turned = c->plain + dim;
         c->codes = (uint8_t *)(c->turned + dim);
         reencode(ix, r, number, id, to, c);
     } else {
+        if (r)
+            reader_leave(r);
         block_free(ix, to);
     }
     free(c);
-    return r ? DL_OK : DL_ENOMEM;
+    return code;
 }

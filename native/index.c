@@ -37,9 +37,10 @@ int dl_open(const dl_config *config, dl_index **out)
     atomic_store(&ix->entry, NONE);
     ix->places = table_new(MAX_SLABS * sizeof *ix->places);
     ix->slabs = table_new(MAX_SLABS * sizeof *ix->slabs);
+    ix->roomy = table_new(MAX_SLABS / 64 * sizeof *ix->roomy);
     ix->segments = table_new(MAX_SEGMENTS * sizeof *ix->segments);
     ix->segment_rows = table_new(MAX_SEGMENTS * sizeof *ix->segment_rows);
-    if (!ix->places || !ix->slabs || !ix->segments || !ix->segment_rows) {
+    if (!ix->places || !ix->slabs || !ix->roomy || !ix->segments || !ix->segment_rows) {
         dl_close(ix);
         return DL_ENOMEM;
     }
@@ -63,10 +64,11 @@ void dl_close(dl_index *ix)
     pages_free(ix);
     table_free(ix->places, MAX_SLABS * sizeof *ix->places);
     table_free((void *)ix->slabs, MAX_SLABS * sizeof *ix->slabs);
+    table_free(ix->roomy, MAX_SLABS / 64 * sizeof *ix->roomy);
     table_free((void *)ix->segments, MAX_SEGMENTS * sizeof *ix->segments);
     table_free(ix->segment_rows, MAX_SEGMENTS * sizeof *ix->segment_rows);
     table_free(ix->buckets, ((size_t)ix->bucket_mask + 1) * sizeof *ix->buckets);
-    table_free(ix->free_slots, ix->free_capacity * sizeof *ix->free_slots);
+    free(ix->moves);
     free(ix->fresh.items);
     free(ix->dead.items);
     free(ix->limbo.items);
@@ -157,13 +159,14 @@ static int reserve(dl_index *ix, uint32_t *slot)
 }
 
 /* Slots whose birth every reader has seen need not be compared any more. Commit lock. */
-static void settle(dl_index *ix)
+void settle(dl_index *ix)
 {
     queue *q = &ix->fresh;
     uint64_t oldest = oldest_pin(ix);
     for (; q->start < q->end && q->items[q->start].stamp <= oldest; q->start++) {
         uint32_t slot = q->items[q->start].slot;
-        if (get(&slab_of(ix, slot)->birth[slot & SLAB_MASK]) == (uint32_t)q->items[q->start].stamp)
+        if (slot < atomic_load(&ix->slot_count) && /* else its slab is gone */
+            get(&slab_of(ix, slot)->birth[slot & SLAB_MASK]) == (uint32_t)q->items[q->start].stamp)
             atomic_fetch_and_explicit(&head_of(ix, slot)->flags, (uint8_t)~FRESH, memory_order_release);
     }
 }
@@ -420,9 +423,11 @@ uint32_t dl_slabs(dl_index *ix)
 
 int dl_slab(dl_index *ix, uint32_t number, dl_slab_info *out)
 {
-    if (number >= atomic_load(&ix->slab_count))
-        return DL_EINVAL;
     take_structure(ix);
+    if (number >= atomic_load(&ix->slab_count)) {
+        leave_structure(ix);
+        return DL_EINVAL;
+    }
     slab *s = atomic_load(&ix->slabs[number]);
     const block *b = s->block;
     *out = (dl_slab_info){.used = s->used, .is_float = b->is_float, .version = atomic_load(&s->version)};
@@ -437,9 +442,11 @@ int dl_slab(dl_index *ix, uint32_t number, dl_slab_info *out)
 
 static int slab_rows(dl_index *ix, uint32_t number, bool dead_too, uint64_t *rows, uint8_t *frames, uint32_t *count)
 {
-    if (number >= atomic_load(&ix->slab_count))
-        return DL_EINVAL;
     take_structure(ix);
+    if (number >= atomic_load(&ix->slab_count)) {
+        leave_structure(ix);
+        return DL_EINVAL;
+    }
     slab *s = atomic_load(&ix->slabs[number]);
     *count = 0;
     for (uint32_t i = 0; i < s->used; i++)
@@ -474,8 +481,7 @@ void dl_usage_of(dl_index *ix, dl_usage *out)
         .codes = ix->block_bytes,
         .links = ix->link_bytes,
         .keys = ix->key_bytes + (ix->buckets ? (ix->bucket_mask + 1) * sizeof *ix->buckets : 0),
-        .meta = slabs * sizeof(slab) + ix->free_capacity * sizeof(uint32_t) +
-                (ix->fresh.capacity + ix->dead.capacity + ix->limbo.capacity) * sizeof(stamped),
+        .meta = slabs * sizeof(slab) + (ix->fresh.capacity + ix->dead.capacity + ix->limbo.capacity) * sizeof(stamped),
     };
     for (reader *r = atomic_load(&ix->readers); r; r = r->next)
         out->scratch += sizeof *r + slabs * (DL_SLAB / 8 + 1);

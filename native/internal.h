@@ -36,7 +36,7 @@ static inline uint64_t dl_mix(uint64_t z)
 typedef struct retired {
     struct retired *next;
     uint64_t stamp;
-    bool is_frame;
+    enum { RETIRED_BLOCK, RETIRED_FRAME, RETIRED_SLAB } what;
 } retired;
 
 /* A frame's parameters as kernels want them. Immutable once published; freed when no reader can hold it. */
@@ -89,16 +89,20 @@ typedef enum { SLOT_FREE, SLOT_LIVE, SLOT_DEAD, SLOT_UNLINKING, SLOT_LIMBO } slo
 #define NO_PARENT (NONE - 1) /* not in the tree yet */
 
 typedef struct slab {
-    block *block;           /* structure lock; readers go by ix->codes */
+    retired link;
+    block *block;           /* structure lock; readers go by ix->places */
     _Atomic uint32_t *links;
     _Atomic(record *) records[DL_SLAB];
     _Atomic uint64_t row[DL_SLAB];
     _Atomic uint32_t birth[DL_SLAB], death[DL_SLAB]; /* low half of the clock; meaningful while the flag stands */
     _Atomic uint32_t parent[DL_SLAB];
+    uint32_t heir[DL_SLAB]; /* of a dead slot: where its row was moved to, with its record; NONE: nowhere. Structure lock */
     uint8_t level[DL_SLAB];
     _Atomic uint8_t state[DL_SLAB]; /* slot_state */
     _Atomic uint8_t locks[DL_SLAB]; /* of the slot's links and of its children's parent */
     uint32_t used;                  /* slots of this slab ever handed out; commit lock */
+    uint32_t vacancies;             /* how many of them may be handed out again, and which; commit lock */
+    uint64_t vacant[DL_SLAB / 64];
     _Atomic uint64_t version;
 } slab;
 
@@ -188,6 +192,11 @@ typedef struct {
     _Atomic(_Atomic uint32_t *) links;
 } place;
 
+/* A row that is to change its slot. */
+typedef struct {
+    uint32_t from, to;
+} move;
+
 typedef struct chunk chunk;
 typedef struct piece piece;
 typedef struct cell cell;
@@ -241,10 +250,14 @@ struct dl_index {
     uint32_t *buckets;      /* slots by the hash of their key; NONE: empty */
     uint32_t bucket_mask, bucket_used;
 
-    uint32_t *free_slots;
-    size_t free_count, free_capacity;
+    uint64_t *roomy;        /* [MAX_SLABS / 64] a bit per slab that has vacancies; commit lock, as their number */
+    uint32_t vacancies;
+    uint64_t versions;      /* above those of all slabs that are gone */
+    move *moves;            /* evacuate.c: what the next upkeep carries out; NULL: nothing. Structure lock */
+    uint32_t move_count;
+    bool evacuating;
     queue fresh;            /* born, and perhaps not visible to the oldest reader; commit lock */
-    queue dead;             /* invisible, still linked */
+    queue dead;             /* invisible, still linked; moved ones too */
     queue limbo;            /* unlinked, waiting for readers */
     uint32_t *round;        /* the dead being unlinked now */
     size_t round_size, round_capacity;
@@ -253,7 +266,7 @@ struct dl_index {
 
     _Atomic(reader *) readers;
     chunk *chunks;          /* pages.c */
-    piece *given;
+    piece *given, *spare;
     cell *cells[CELL_MOST / 8 + 1]; /* given back, by size */
     uint8_t *run, *run_end;         /* what new cells are carved from */
     _Atomic size_t link_bytes, key_bytes, block_bytes;
@@ -371,6 +384,11 @@ static inline void set_state(const dl_index *ix, uint32_t slot, slot_state state
     atomic_store_explicit(&slab_of(ix, slot)->state[slot & SLAB_MASK], (uint8_t)state, memory_order_release);
 }
 
+static inline uint32_t heir_of(const dl_index *ix, uint32_t slot)
+{
+    return slab_of(ix, slot)->heir[slot & SLAB_MASK];
+}
+
 static inline uint8_t level_of(const dl_index *ix, uint32_t slot)
 {
     return slab_of(ix, slot)->level[slot & SLAB_MASK];
@@ -429,6 +447,8 @@ void record_free(dl_index *ix, record *r);
 int slab_add(dl_index *ix);
 void slab_free(dl_index *ix, slab *s);
 int slot_take(dl_index *ix, uint32_t *slot);
+uint32_t slot_take_in(dl_index *ix, uint32_t number);
+void slot_vacate(dl_index *ix, uint32_t slot);
 void slot_release(dl_index *ix, uint32_t slot);
 block *block_new(dl_index *ix, bool is_float);
 void block_free(dl_index *ix, block *b);
@@ -455,10 +475,11 @@ void reader_leave(reader *r);
 void reader_free(dl_index *ix, reader *r);
 int reader_links(const dl_index *ix, reader *r); /* what an insertion needs besides */
 uint64_t oldest_pin(dl_index *ix);
-void retire(dl_index *ix, retired *item, bool is_frame);
+void retire(dl_index *ix, retired *item, int what);
 void retired_sweep(dl_index *ix);
 int queue_reserve(queue *q, size_t n);
 void queue_push(queue *q, uint32_t slot, uint64_t stamp);
+void queue_trim(queue *q);
 
 int probe_init(const dl_index *ix, probe *p);
 void probe_free(probe *p);
@@ -526,7 +547,14 @@ void link_back(dl_index *ix, reader *r, uint32_t from, near to, uint32_t level);
 bool has_link(const dl_index *ix, uint32_t from, uint32_t to, uint32_t level);
 int insert_node(dl_index *ix, reader *r, uint32_t slot, bool alone);
 
+/* evacuate.c; the structure is held alone */
+int evacuate(dl_index *ix, bool *more);
+int carry_out_moves(dl_index *ix);
+void inherit(dl_index *ix, uint32_t slot);
+uint32_t standing_heir(const dl_index *ix, uint32_t slot);
+
 /* index.c */
+void settle(dl_index *ix);
 bool all_finite(const float *x, size_t n); /* and small enough that squares stay finite */
 bool row_exists(const dl_index *ix, uint64_t row);
 
@@ -543,6 +571,7 @@ bool reaches_root(const dl_index *ix, uint32_t slot);
 uint32_t key_hash(const uint8_t *key, size_t size);
 uint32_t record_hash(const dl_index *ix, record *r);
 int map_reserve(dl_index *ix);
+void map_trim(dl_index *ix);
 uint32_t map_find(const dl_index *ix, const uint8_t *key, size_t size, uint32_t hash);
 void map_set(dl_index *ix, uint32_t old, uint32_t slot, uint32_t hash);
 void map_remove(dl_index *ix, uint32_t slot, uint32_t hash);
@@ -555,4 +584,5 @@ void *dl_alloc(size_t bytes);
 void *dl_zalloc(size_t bytes);
 void *dl_grow(void *memory, size_t bytes);
 bool dl_refused(void);
+void dl_trim(void);
 #endif

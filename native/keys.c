@@ -2,6 +2,8 @@
  * run back, so there are no tombstones and lookups stay short under churn. */
 #include "internal.h"
 
+enum { LEAST = 64 }; /* buckets */
+
 uint32_t key_hash(const uint8_t *key, size_t size)
 {
     uint64_t hash = dl_mix(size);
@@ -32,12 +34,8 @@ static void place_slot(uint32_t *buckets, uint32_t mask, uint32_t home, uint32_t
     buckets[home] = slot;
 }
 
-/* Room for one more than are being linked, at a load of at most three quarters. */
-int map_reserve(dl_index *ix)
+static int resize(dl_index *ix, uint32_t size)
 {
-    if (ix->buckets && ix->bucket_used + ix->linking + 1 <= (ix->bucket_mask + 1) / 4 * 3)
-        return DL_OK;
-    uint32_t size = ix->buckets ? 2 * (ix->bucket_mask + 1) : DL_SLAB;
     uint32_t *buckets = table_new((size_t)size * sizeof *buckets);
     if (!buckets)
         return DL_ENOMEM;
@@ -49,6 +47,24 @@ int map_reserve(dl_index *ix)
     ix->buckets = buckets;
     ix->bucket_mask = size - 1;
     return DL_OK;
+}
+
+/* Room for one more than are being linked, at a load of at most three quarters. */
+int map_reserve(dl_index *ix)
+{
+    if (ix->buckets && ix->bucket_used + ix->linking + 1 <= (ix->bucket_mask + 1) / 4 * 3)
+        return DL_OK;
+    return resize(ix, ix->buckets ? 2 * (ix->bucket_mask + 1) : LEAST);
+}
+
+/* Give back what it has long outgrown: down to a load of a quarter to a half, so that it neither grows nor shrinks soon. */
+void map_trim(dl_index *ix)
+{
+    uint32_t size = LEAST;
+    while (size < 2 * ix->bucket_used)
+        size *= 2;
+    if (ix->buckets && size <= (ix->bucket_mask + 1) / 4)
+        resize(ix, size); /* without memory for it the larger one does */
 }
 
 uint32_t map_find(const dl_index *ix, const uint8_t *key, size_t size, uint32_t hash)

@@ -1,6 +1,10 @@
 /* Allocation, with a countdown for tests: after dl_fail_after(n), the n-th allocation from now fails, once. */
 #include "internal.h"
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
 static _Atomic int64_t countdown = -1;
 
 void dl_fail_after(int64_t allocations)
@@ -28,6 +32,14 @@ void *dl_zalloc(size_t bytes)
 void *dl_grow(void *memory, size_t bytes)
 {
     return dl_refused() ? NULL : realloc(memory, bytes ? bytes : 1);
+}
+
+/* The heap's whole free pages go back to the system, where there is a way. Milliseconds: for the end of an evacuation. */
+void dl_trim(void)
+{
+#if defined(__GLIBC__)
+    malloc_trim(0);
+#endif
 }
 
 void dl_free(void *bytes)

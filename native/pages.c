@@ -21,9 +21,11 @@
 #define RUN ((size_t)64 << 10) /* from which cells are carved */
 #define CELL_UNIT ((size_t)8)
 
-/* A piece that was given back; lies at its own beginning. */
+/* A piece that was given back, or a spare one of these: there are as many as there are pieces, so that giving back cannot fail. It
+ * does not lie in the piece, where it would keep a page of it. */
 struct piece {
     piece *next;
+    void *memory;
     size_t bytes;
 };
 
@@ -139,26 +141,22 @@ static void ask_huge(chunk *c)
     c->huge = whole;
 }
 
-/* The whole pages inside a piece, perhaps none. */
-static uint8_t *whole_pages(void *memory, size_t bytes, size_t *inside)
+static size_t whole_pages(size_t bytes)
 {
-    uint8_t *begin = memory, *end = begin + bytes;
-    uint8_t *first = begin + PAGE - (uintptr_t)begin % PAGE, *last = end - (uintptr_t)end % PAGE;
-    *inside = last > first ? (size_t)(last - first) : 0;
-    return first;
+    return (bytes + PAGE - 1) / PAGE * PAGE;
 }
 
+/* A piece of this size that was given back; pages lock. */
 static void *take_given(dl_index *ix, size_t bytes)
 {
     for (piece **at = &ix->given; *at; at = &(*at)->next)
         if ((*at)->bytes == bytes) {
             piece *found = *at;
             *at = found->next;
-            *found = (piece){0};
-            size_t inside;
-            uint8_t *first = whole_pages(found, bytes, &inside);
-            allow_huge(first, inside, true);
-            return found;
+            found->next = ix->spare;
+            ix->spare = found;
+            allow_huge(found->memory, bytes, true);
+            return found->memory;
         }
     return NULL;
 }
@@ -179,39 +177,46 @@ static void *carve(dl_index *ix, size_t bytes)
     return memory;
 }
 
-/* Zeroed, 64-byte aligned; NULL if there is none. */
+/* The same with what giving it back will need; pages lock. */
+static void *carve_piece(dl_index *ix, size_t bytes)
+{
+    piece *p = dl_alloc(sizeof *p);
+    void *memory = p ? carve(ix, bytes) : NULL;
+    if (!memory) {
+        free(p);
+        return NULL;
+    }
+    p->next = ix->spare;
+    ix->spare = p;
+    return memory;
+}
+
+/* Zeroed, whole pages; NULL if there is none. */
 void *pages_take(dl_index *ix, size_t bytes)
 {
-    bytes = (bytes + 63) & ~(size_t)63;
+    bytes = whole_pages(bytes);
     pthread_mutex_lock(&ix->pages);
     void *memory = take_given(ix, bytes);
     if (!memory)
-        memory = carve(ix, bytes);
+        memory = carve_piece(ix, bytes);
     pthread_mutex_unlock(&ix->pages);
     return memory;
 }
 
-/* Whole pages inside the piece go to the system, which zeroes them; the rest is zeroed here. Small pages only, until it is used
- * again: the system would make a huge page around the few bytes that stay, all of it memory. */
+/* Its pages go to the system, which zeroes them. Small pages only, until it is used again: the next touch nearby would bring all
+ * of two megabytes. */
 void pages_give(dl_index *ix, void *memory, size_t bytes)
 {
     if (!memory)
         return;
-    bytes = (bytes + 63) & ~(size_t)63;
-    size_t inside;
-    uint8_t *first = whole_pages(memory, bytes, &inside), *begin = memory;
-    if (inside) {
-        allow_huge(first, inside, false);
-        madvise(first, inside, MADV_DONTNEED);
-        memset(begin, 0, (size_t)(first - begin));
-        memset(first + inside, 0, bytes - inside - (size_t)(first - begin));
-    } else {
-        memset(begin, 0, bytes);
-    }
+    bytes = whole_pages(bytes);
+    allow_huge(memory, bytes, false);
+    if (madvise(memory, bytes, MADV_DONTNEED))
+        memset(memory, 0, bytes); /* the process locks its memory */
     pthread_mutex_lock(&ix->pages);
-    piece *p = memory;
-    p->bytes = bytes;
-    p->next = ix->given;
+    piece *p = ix->spare;
+    ix->spare = p->next;
+    *p = (piece){ix->given, memory, bytes};
     ix->given = p;
     pthread_mutex_unlock(&ix->pages);
 }
@@ -278,6 +283,14 @@ void table_free(void *table, size_t bytes)
         munmap(table, bytes);
 }
 
+static void free_pieces(piece *p)
+{
+    for (piece *next; p; p = next) {
+        next = p->next;
+        free(p);
+    }
+}
+
 void pages_free(dl_index *ix)
 {
     for (chunk *c = ix->chunks, *next; c; c = next) {
@@ -285,5 +298,7 @@ void pages_free(dl_index *ix)
         munmap(c->memory, c->mapped);
         free(c);
     }
+    free_pieces(ix->given);
+    free_pieces(ix->spare);
 }
 #endif

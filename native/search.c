@@ -333,14 +333,16 @@ int dl_get(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offs
 
 int dl_scan(dl_index *ix, uint32_t number, uint32_t *slots, dl_hits *out)
 {
-    if (number >= atomic_load(&ix->slab_count))
-        return DL_EINVAL;
     uint64_t now;
     near items[DL_SLAB];
     uint32_t count = 0;
     reader *r = reader_enter(ix, &now);
     if (!r)
         return DL_ENOMEM;
+    if (number >= atomic_load(&ix->slab_count)) {
+        reader_leave(r);
+        return DL_EINVAL;
+    }
     const slab *s = atomic_load(&ix->slabs[number]);
     for (uint32_t i = 0; i < DL_SLAB; i++) {
         uint32_t slot = number * DL_SLAB + i;

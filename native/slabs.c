@@ -165,6 +165,8 @@ int slab_add(dl_index *ix)
     }
     atomic_fetch_add(&ix->link_bytes, link_bytes);
     memset((void *)s->links, 0xFF, link_bytes);
+    memset(s->heir, 0xFF, sizeof s->heir);
+    s->version = ix->versions; /* never one that a slab of this number had before */
     for (uint32_t i = 0; i < DL_SLAB; i++) {
         atomic_store_explicit(&s->row[i], NO_ROW, memory_order_relaxed);
         atomic_store_explicit(&s->parent[i], NO_PARENT, memory_order_relaxed);
@@ -178,37 +180,55 @@ int slab_add(dl_index *ix)
 
 void slab_free(dl_index *ix, slab *s)
 {
+    size_t link_bytes = (size_t)DL_SLAB * ix->links0 * sizeof(uint32_t);
     for (uint32_t i = 0; i < DL_SLAB; i++)
-        record_free(ix, atomic_load(&s->records[i]));
+        if (s->heir[i] == NONE)
+            record_free(ix, atomic_load(&s->records[i]));
     block_free(ix, s->block);
-    pages_give(ix, (void *)s->links, (size_t)DL_SLAB * ix->links0 * sizeof(uint32_t));
+    atomic_fetch_sub(&ix->link_bytes, link_bytes);
+    pages_give(ix, (void *)s->links, link_bytes);
     pages_give(ix, s, sizeof *s);
 }
 
-/* A slot to write into: a freed one first, so that memory stays dense. Commit lock. */
+/* The lowest vacant slot of a slab that has one. Commit lock. */
+uint32_t slot_take_in(dl_index *ix, uint32_t number)
+{
+    slab *s = atomic_load(&ix->slabs[number]);
+    uint32_t word = 0;
+    while (!s->vacant[word])
+        word++;
+    uint32_t i = word * 64 + (uint32_t)__builtin_ctzll(s->vacant[word]);
+    s->vacant[word] &= s->vacant[word] - 1;
+    if (--s->vacancies == 0)
+        ix->roomy[number >> 6] &= ~(1ull << (number & 63));
+    ix->vacancies--;
+    return number * DL_SLAB + i;
+}
+
+void slot_vacate(dl_index *ix, uint32_t slot)
+{
+    slab *s = slab_of(ix, slot);
+    uint32_t i = slot & SLAB_MASK, number = slot >> SLAB_BITS;
+    s->vacant[i >> 6] |= 1ull << (i & 63);
+    s->vacancies++;
+    ix->roomy[number >> 6] |= 1ull << (number & 63);
+    ix->vacancies++;
+}
+
+/* A slot to write into: the lowest that was freed, so that memory stays dense and high slabs run empty. Commit lock. */
 int slot_take(dl_index *ix, uint32_t *slot)
 {
-    if (ix->free_count) {
-        *slot = ix->free_slots[--ix->free_count];
-        return DL_OK;
-    }
+    uint32_t slabs = atomic_load(&ix->slab_count);
+    for (uint32_t word = 0; ix->vacancies && word * 64 < slabs; word++)
+        if (ix->roomy[word]) {
+            *slot = slot_take_in(ix, word * 64 + (uint32_t)__builtin_ctzll(ix->roomy[word]));
+            return DL_OK;
+        }
     uint32_t next = atomic_load(&ix->slot_count);
     if (next >> SLAB_BITS == atomic_load(&ix->slab_count)) {
         int code = slab_add(ix);
         if (code != DL_OK)
             return code;
-    }
-    /* room for its return is made now, so that releasing cannot fail */
-    if (ix->free_capacity < (size_t)next + 1) {
-        size_t capacity = ix->free_capacity ? 2 * ix->free_capacity : DL_SLAB;
-        uint32_t *slots = table_new(capacity * sizeof *slots); /* what is never released is never touched */
-        if (!slots)
-            return DL_ENOMEM;
-        if (ix->free_count)
-            memcpy(slots, ix->free_slots, ix->free_count * sizeof *slots);
-        table_free(ix->free_slots, ix->free_capacity * sizeof *slots);
-        ix->free_slots = slots;
-        ix->free_capacity = capacity;
     }
     slab_of(ix, next)->used++;
     atomic_store(&ix->slot_count, next + 1);
@@ -221,8 +241,10 @@ void slot_release(dl_index *ix, uint32_t slot)
 {
     slab *s = slab_of(ix, slot);
     uint32_t i = slot & SLAB_MASK;
-    record_free(ix, atomic_load(&s->records[i]));
+    if (s->heir[i] == NONE) /* else the record is the heir's */
+        record_free(ix, atomic_load(&s->records[i]));
     atomic_store(&s->records[i], NULL);
+    s->heir[i] = NONE;
     frame_of(ix, block_head(ix, s->block, i)->frame)->rows--;
     memset((void *)(s->links + (size_t)i * ix->links0), 0xFF, ix->links0 * sizeof(uint32_t));
     atomic_store(&block_head(ix, s->block, i)->flags, UNBORN);
@@ -231,5 +253,5 @@ void slot_release(dl_index *ix, uint32_t slot)
     s->level[i] = 0;
     set_state(ix, slot, SLOT_FREE);
     touch(ix, slot);
-    ix->free_slots[ix->free_count++] = slot;
+    slot_vacate(ix, slot);
 }

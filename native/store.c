@@ -330,16 +330,12 @@ static int rebuild(dl_index *ix, uint32_t slots, uint8_t *codes)
     }
     if (used != slots)
         return DL_ECORRUPT;
-    ix->free_slots = table_new((slots + 1) * sizeof *ix->free_slots);
-    if (!ix->free_slots)
-        return DL_ENOMEM;
-    ix->free_capacity = slots + 1;
     atomic_store(&ix->slot_count, slots);
     for (uint32_t slot = slots; slot-- > 0;) {
         slab *s = slab_of(ix, slot);
         uint32_t i = slot & SLAB_MASK;
         if (s->state[i] == SLOT_FREE) {
-            ix->free_slots[ix->free_count++] = slot;
+            slot_vacate(ix, slot);
             continue;
         }
         if (s->state[i] == SLOT_DEAD) {

@@ -284,6 +284,7 @@ def test_moves_wait_for_older_searches(model: Model, monkeypatch: pytest.MonkeyP
         index.maintain(0.0)
     assert waiting
     settle(index)
+    assert core.slabs == 1  # of three
     model.compare({"half": 0})
 
 

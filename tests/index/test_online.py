@@ -373,6 +373,40 @@ def test_a_cut_shares_what_is_unchanged():
     assert len(restored) == 4999
 
 
+def test_cuts_while_rows_move_and_slabs_go():
+    """After every step of the upkeep that empties sparse slabs, a cut that shares with the one before it what
+    is unchanged restores to the same rows; so do cuts of slabs that have come again."""
+    raw = MemoryRawVectors(DIM)
+    index = OnlineIndex(DIM, raw=raw, compress_after=100)
+    x = gaussian(4500)
+    index.upsert(np.arange(4500), x)
+    settle(index)
+    chunks: dict[str, Chunk] = {}
+
+    def expect_restored(keys: list[int]) -> None:
+        nonlocal chunks
+        cut = whole(index.cut({name: chunk.version for name, chunk in chunks.items()}), chunks)
+        chunks = dict(cut.chunks)
+        other = OnlineIndex.restore(cut, raw)
+        other.check()
+        assert sorted(map(int, other.keys())) == keys == sorted(map(int, index.keys()))
+        found = {hit for hits in other.search(x[:4], 500, ef=500).keys for hit in hits}
+        assert found <= set(keys)
+
+    expect_restored(list(range(4500)))
+    kept = list(range(0, 4500, 15))
+    index.delete(np.setdiff1d(np.arange(4500), kept))
+    slabs = index._core.slabs
+    more = True
+    while more:
+        more = index.maintain(0.0)
+        expect_restored(kept)
+    assert index._core.slabs == 1 < slabs
+    index.upsert(np.arange(4500), x)
+    assert index._core.slabs == slabs
+    expect_restored(list(range(4500)))
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_damaged_states_are_refused(data: st.DataObject):

@@ -1,7 +1,8 @@
 /* libFuzzer on sequences of operations, against a model: an array of which key holds which row.
  *
  * Input: a byte of settings (metric, m, whether floats come first), then operations of three bytes: what, and two arguments. After
- * each that reads, a search among everything equals the model; saving and loading goes on with what was loaded. */
+ * each that reads, a search among everything equals the model; saving and loading goes on with what was loaded. Writing a few keys
+ * again and again fills slabs, of which upkeep leaves little: so they are evacuated. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,13 +11,14 @@
 #include "driftline.h"
 
 enum { ROUTE_BITS = 3, WIDTH = 256 >> ROUTE_BITS };
-enum { DIM = 4, KEYS = 256, ROWS = 256, NOTHING = -1, WORDS = DL_SLAB / 64, MOST_STEPS = 400, MOST_SLABS = 64 };
+enum { DIM = 4, KEYS = 256, ROWS = 256, NOTHING = -1, WORDS = DL_SLAB / 64, MOST_STEPS = 400, MOST_SLABS = 64,
+       MOST_WRITES = 8000 /* a second */ };
 
 static float rows[ROWS * DIM];
 static int model[KEYS]; /* the row of each key */
 static dl_config config;
 static dl_index *ix;
-static uint32_t slots[KEYS];
+static uint32_t slots[KEYS], writes;
 
 static void must(int good, const char *what)
 {
@@ -58,6 +60,7 @@ static void open_index(void)
 static void upsert(uint8_t key, uint8_t row)
 {
     uint64_t offsets[2] = {0, 1}, id = row;
+    writes++;
     must(dl_upsert(ix, 1, &key, offsets, NULL, NULL, rows + (size_t)row * DIM, &id, &slots[key]) == DL_OK, "upsert");
     model[key] = row;
 }
@@ -67,6 +70,35 @@ static void delete(uint8_t key)
     uint64_t offsets[2] = {0, 1}, deleted;
     must(dl_delete(ix, 1, &key, offsets, &deleted) == DL_OK && deleted == (model[key] != NOTHING), "delete");
     model[key] = NOTHING;
+}
+
+/* Rows may have moved; each key is in one place. */
+static void find_slots(void)
+{
+    static uint32_t found[DL_SLAB];
+    uint32_t live = 0;
+    for (uint32_t slab = 0; slab < dl_slabs(ix); slab++) {
+        dl_hits hits;
+        must(dl_scan(ix, slab, found, &hits) == DL_OK, "scan");
+        live += hits.counts[0];
+        for (uint32_t j = 0; j < hits.counts[0]; j++) {
+            uint8_t key = hits.keys[hits.key_offsets[j]];
+            must(model[key] != NOTHING && hits.rows[j] == (uint64_t)model[key], "a scanned key is the model's");
+            slots[key] = found[j];
+        }
+        dl_hits_free(&hits);
+    }
+    for (int key = 0; key < KEYS; key++)
+        live -= model[key] != NOTHING;
+    must(live == 0, "as many are scanned as the model holds");
+}
+
+static void keep_up(int steps, int eager)
+{
+    for (int more = 1; steps-- && more;)
+        must(dl_upkeep(ix, eager, &more) == DL_OK, "upkeep");
+    find_slots();
+    check();
 }
 
 static float measured(const float *query, const float *row)
@@ -165,12 +197,11 @@ static void save_and_load(void)
 static void step(const uint8_t *operation, uint32_t *frame)
 {
     uint8_t a = operation[1], b = operation[2];
-    int more;
     switch (operation[0] % 10) {
     case 0:
     case 1: upsert(a, b); break;
     case 2:
-        for (int i = 0; i < b % 64; i++)
+        for (int i = 0; i < b % 64 * (b & 64 ? 16 : 1) && writes < MOST_WRITES; i++)
             upsert((uint8_t)(a + i), (uint8_t)(b + i));
         break;
     case 3: delete(a); break;
@@ -179,9 +210,7 @@ static void step(const uint8_t *operation, uint32_t *frame)
             delete((uint8_t)(a + i));
         break;
     case 5:
-        for (int i = 0; i <= a % 8; i++)
-            must(dl_upkeep(ix, b & 1, &more) == DL_OK, "upkeep");
-        check();
+        keep_up(a & 64 ? 1000 : 1 + a % 8, b & 1);
         break;
     case 6: search(a, b); break;
     case 7:
@@ -209,6 +238,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         rows[i] = (float)((i < ROWS * DIM / 2 ? i * 37 : i / DIM / 40 * 13) % 101) / 50 - 0.99f;
     for (int key = 0; key < KEYS; key++)
         model[key] = NOTHING;
+    writes = 0;
     open_index();
     uint32_t frame = *data & 16 ? 1 : 0;
     must(dl_frame_write(ix, frame) == DL_OK, "write frame");

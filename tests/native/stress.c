@@ -1,5 +1,6 @@
-/* The core under a sanitizer: two writers side by side on keys of their own and on shared ones, one thread that repairs,
- * re-encodes, changes frames and saves, two that read, and the oracle every now and then.
+/* The core under a sanitizer: two writers side by side on keys of their own and on shared ones, who now and then delete nearly all
+ * and write it again, so that slabs are emptied and come again; one thread that repairs, evacuates, re-encodes, changes frames and
+ * saves, two that read, and the oracle every now and then.
  * Usage: stress SECONDS SEED. Exits 0 if every answer and every check was right. */
 #include <math.h>
 #include <pthread.h>
@@ -11,17 +12,19 @@
 
 #include "driftline.h"
 
-/* Keys 0..STILL-1 are written once; those below KEPT are replaced and never deleted; behind them each writer has OWN keys; the rest
- * are shared. */
 enum { ROUTE_BITS = 3, WIDTH = 256 >> ROUTE_BITS };
-enum { DIM = 20, ROWS = 1 << 16, STILL = 10, KEPT = 40, OWN = 250, SHARED = 300, WRITERS = 2, READERS = 2, BATCH = 16 };
-enum { KEYS = KEPT + WRITERS * OWN + SHARED, ALL = 1000 /* candidates: more than are ever live, and kept in the sorted pool */, ATTEMPTS = 4 };
+/* Keys 0..STILL-1 are written once; those below KEPT are replaced and never deleted; behind them each writer has OWN keys and FLOOD
+ * keys that come and go together; the rest are shared. Those written last and once, HIGH, lie in slabs that run sparse, and move. */
+enum { DIM = 20, ROWS = 1 << 16, STILL = 10, KEPT = 40, OWN = 250, FLOOD = 1200, SHARED = 300, HIGH = 20 };
+enum { WRITERS = 2, READERS = 2, BATCH = 16, CALM = 24 /* batches of a writer between floods */ };
+enum { FIRST_FLOOD = KEPT + WRITERS * OWN, FIRST_SHARED = FIRST_FLOOD + WRITERS * FLOOD, FIRST_HIGH = FIRST_SHARED + SHARED };
+enum { KEYS = FIRST_HIGH + HIGH, ALL = KEYS /* candidates: all that are ever live */, ATTEMPTS = 4 };
 
 static float *rows;
 static dl_index *ix;
 static uint32_t still_slots[STILL];
 static _Atomic int stop, failures;
-static _Atomic long searches, writes, rounds;
+static _Atomic long searches, writes, rounds, moves, drops;
 static _Atomic uint64_t next_row;
 static const dl_config config = {DIM, DL_L2, 5, 24, ROUTE_BITS, 7, 9};
 
@@ -63,7 +66,7 @@ static uint32_t count_still(const dl_hits *hits)
 {
     uint32_t count = 0;
     for (uint32_t j = 0; j < hits->counts[0]; j++)
-        count += key_at(hits, j) < STILL;
+        count += key_at(hits, j) < STILL || key_at(hits, j) >= FIRST_HIGH;
     return count;
 }
 
@@ -76,7 +79,7 @@ static void ask_once(uint64_t *state)
     uint32_t kind = draw(state, 6);
     switch (kind) {
     case 0: /* everything that is live */
-        k = ef = ALL + draw(state, 2) * ALL;
+        k = ef = ALL;
         break;
     case 1: /* what is written once, by its slots */
         for (uint32_t i = 0; i < STILL; i++)
@@ -103,7 +106,7 @@ static void ask_once(uint64_t *state)
         if (!expect(dl_search(ix, query, 1, k, ef, rescore, radius, allowed, some_words, &hits) == DL_OK, "search"))
             return;
         expect_sound(&hits, radius);
-        found = kind > 1 || count_still(&hits) == STILL;
+        found = kind > 1 || count_still(&hits) == STILL + (kind ? 0 : HIGH);
         expect(kind != 1 || (found && hits.counts[0] == STILL), "the allowed and nothing else");
         dl_hits_free(&hits);
     }
@@ -112,7 +115,7 @@ static void ask_once(uint64_t *state)
 
 static void get_once(uint64_t *state)
 {
-    uint32_t key = draw(state, KEPT);
+    uint32_t key = draw(state, 2) ? draw(state, KEPT) : FIRST_HIGH + draw(state, HIGH);
     uint64_t offsets[2] = {0, sizeof key};
     float vector[DIM];
     dl_hits hits = {0};
@@ -126,10 +129,12 @@ static void read_slab(uint64_t *state)
 {
     static _Thread_local uint32_t slots[DL_SLAB];
     dl_hits hits = {0};
-    if (expect(dl_scan(ix, draw(state, dl_slabs(ix)), slots, &hits) == DL_OK, "scan"))
+    int code = dl_scan(ix, draw(state, dl_slabs(ix)), slots, &hits);
+    if (expect(code == DL_OK || code == DL_EINVAL, "scan, unless the slab has gone") && code == DL_OK)
         dl_hits_free(&hits);
-    if (expect(dl_exact(ix, rows, 1, 5, NULL, 0, &hits) == DL_OK, "exact")) {
-        expect(hits.counts[0] == 5, "exact finds k");
+    if (expect(dl_exact(ix, rows, 1, ALL, NULL, 0, &hits) == DL_OK, "exact")) {
+        expect_sound(&hits, INFINITY);
+        expect(count_still(&hits) == STILL + HIGH, "exact finds what is never touched");
         dl_hits_free(&hits);
     }
 }
@@ -161,7 +166,7 @@ static uint32_t pick_key(writer *w, int deletes)
         return STILL + draw(&w->state, KEPT - STILL);
     if (kind < 4)
         return KEPT + w->number * OWN + draw(&w->state, OWN);
-    return KEPT + WRITERS * OWN + draw(&w->state, SHARED);
+    return FIRST_SHARED + draw(&w->state, SHARED);
 }
 
 static void note(writer *w, uint32_t key, uint64_t row)
@@ -213,10 +218,30 @@ static void expect_own(const writer *w)
     dl_hits_free(&hits);
 }
 
+/* All of its many keys, written or deleted. */
+static void flood(writer *w, int deletes)
+{
+    for (uint32_t at = 0; at < FLOOD && !atomic_load(&stop); at += BATCH) {
+        uint32_t keys[BATCH];
+        uint64_t offsets[BATCH + 1] = {0}, ids[BATCH], first = atomic_fetch_add(&next_row, BATCH) % ROWS, deleted;
+        for (uint32_t i = 0; i < BATCH; i++) {
+            keys[i] = FIRST_FLOOD + w->number * FLOOD + at + i;
+            offsets[i + 1] = (i + 1) * sizeof *keys;
+            ids[i] = first + i;
+        }
+        if (deletes)
+            expect(dl_delete(ix, BATCH, (uint8_t *)keys, offsets, &deleted) == DL_OK, "delete many");
+        else
+            expect(dl_upsert(ix, BATCH, (uint8_t *)keys, offsets, NULL, NULL, rows + first * DIM, ids, NULL) == DL_OK, "upsert many");
+    }
+}
+
 static void *write_on(void *argument)
 {
     writer *w = argument;
-    for (; !atomic_load(&stop); atomic_fetch_add(&writes, 1)) {
+    for (uint32_t turn = 1; !atomic_load(&stop); turn++, atomic_fetch_add(&writes, 1)) {
+        if (turn % CALM == 0)
+            flood(w, turn / CALM % 2);
         uint32_t n = 1 + draw(&w->state, BATCH);
         if (draw(&w->state, 3))
             upsert(w, n);
@@ -312,9 +337,17 @@ static void *keep_up(void *argument)
 {
     uint64_t state = *(uint64_t *)argument;
     uint32_t frame = 1;
+    static uint32_t pairs[2 * DL_MOVES];
     for (; !atomic_load(&stop); atomic_fetch_add(&rounds, 1)) {
-        int more;
-        expect(dl_upkeep(ix, draw(&state, 4) == 0, &more) == DL_OK, "upkeep");
+        int more = 1;
+        uint32_t slabs = dl_slabs(ix), count;
+        for (int steps = 0; more && steps < 6; steps++)
+            expect(dl_upkeep(ix, draw(&state, 4) == 0, &more) == DL_OK, "upkeep");
+        dl_moving(ix, pairs, &count);
+        for (uint32_t i = 0; i < count; i++)
+            expect(pairs[2 * i + 1] / DL_SLAB < pairs[2 * i] / DL_SLAB, "moves go down");
+        atomic_fetch_add(&moves, count);
+        atomic_fetch_add(&drops, dl_slabs(ix) < slabs);
         switch (draw(&state, 60)) {
         case 0: save_and_load(); break;
         case 1: change_frames(&frame); break;
@@ -328,9 +361,9 @@ static void *keep_up(void *argument)
 
 /* ---- all together ---- */
 
-static void first_keys(void)
+static void first_keys(uint32_t first, uint32_t end)
 {
-    for (uint32_t key = 0; key < KEPT; key++) {
+    for (uint32_t key = first; key < end; key++) {
         uint64_t offsets[2] = {0, sizeof key}, id = atomic_fetch_add(&next_row, 1);
         uint32_t slot;
         expect(dl_upsert(ix, 1, (uint8_t *)&key, offsets, NULL, NULL, rows + id * DIM, &id, &slot) == DL_OK, "first upsert");
@@ -347,16 +380,21 @@ int main(int argc, char **argv)
     for (size_t i = 0; i < (size_t)ROWS * DIM; i++)
         rows[i] = (float)(draw(&seed, 2000) + draw(&seed, 2000)) / 1000 - 2;
     ix = open_index();
-    first_keys();
-    atomic_store(&next_row, (KEPT + BATCH - 1) / BATCH * BATCH);
-    expect(dl_frame_write(ix, 1) == DL_OK, "write in tiles");
-
     static writer writers[WRITERS];
+    first_keys(0, KEPT);
+    expect(dl_frame_write(ix, 1) == DL_OK, "write in tiles");
+    atomic_store(&next_row, (KEPT + BATCH - 1) / BATCH * BATCH);
+    for (uint32_t i = 0; i < WRITERS; i++) {
+        writers[i] = (writer){.state = seed + 100 + i, .number = i};
+        flood(&writers[i], 0);
+    }
+    first_keys(FIRST_HIGH, KEYS);
+    atomic_store(&next_row, (atomic_load(&next_row) + BATCH - 1) / BATCH * BATCH);
+
     static uint64_t seeds[READERS + 1];
     pthread_t threads[WRITERS + READERS + 1];
     uint32_t count = 0;
     for (uint32_t i = 0; i < WRITERS; i++) {
-        writers[i] = (writer){.state = seed + 100 + i, .number = i};
         memset(writers[i].own, 0xFF, sizeof writers[i].own);
         pthread_create(&threads[count++], NULL, write_on, &writers[i]);
     }
@@ -377,8 +415,9 @@ int main(int argc, char **argv)
     for (int more = 1; more;)
         expect(dl_upkeep(ix, 1, &more) == DL_OK, "last upkeep");
     expect(dl_check(ix, 1, message, sizeof message) == DL_OK, message);
-    printf("%ld batches beside %ld searches and %ld steps of upkeep: %s\n", atomic_load(&writes), atomic_load(&searches),
-           atomic_load(&rounds), atomic_load(&failures) ? "FAILED" : "all right");
+    printf("%ld batches beside %ld searches and %ld steps of upkeep, %ld moves and %ld times fewer slabs: %s\n",
+           atomic_load(&writes), atomic_load(&searches), atomic_load(&rounds), atomic_load(&moves), atomic_load(&drops),
+           atomic_load(&failures) ? "FAILED" : "all right");
     for (uint32_t i = 0; i < MOST_SLABS; i++)
         dl_free(saved[i].bytes);
     dl_close(ix);
