@@ -32,7 +32,7 @@ Codes = NDArray[np.uint8]
 
 TILES = 256
 BINS = 16  # tiles of the 4-bit prefix: what histograms count
-BITS = (1, 2, 4, 5, 8)
+BITS = (1, 2, 3, 4, 5, 8)
 SPREAD = math.sqrt(
     3
 )  # density of the best tiles is the cube root of the law's: a normal law of sqrt(3) times the width
@@ -133,9 +133,9 @@ class TileParameters:
         return standard_edges(self.spread)
 
     def table(self, bits: int) -> Vectors:
-        """float32 [2**bits]: what codes of 1, 2, 4 or 8 bits decode to, in units of scale around mean."""
+        """float32 [2**bits]: what codes of 1 to 5 or 8 bits decode to, in units of scale around mean."""
         if bits not in BITS:
-            raise InvalidInput(f"bits must be 1, 2, 4 or 8, not {bits}")
+            raise InvalidInput(f"bits must be 1 to 5 or 8, not {bits}")
         return standard_table(self.spread, bits)
 
     def rotated(self, x: Vectors) -> Vectors:
@@ -151,7 +151,7 @@ class TileParameters:
         return tile_encode(rotated, self.mean, 1.0 / self.scale, self.edges)
 
     def decode(self, codes: Codes, bits: int = 8) -> Vectors:
-        """float32 [n, dim], in original coordinates, from the top `bits` bits (1, 2, 4 or 8) of each code."""
+        """float32 [n, dim], in original coordinates, from the top `bits` bits (1 to 5 or 8) of each code."""
         x = self.decode_rotated(codes, bits)
         return x if self.rotation_seed is None else unrotate(x, self.rotation_seed)
 
@@ -277,5 +277,5 @@ class TileEncoder:
         return self.parameters.encode(x)
 
     def decode(self, codes: Codes, bits: int = 8) -> Vectors:
-        """float32 [n, dim] from the top `bits` bits (1, 2, 4 or 8) of codes."""
+        """float32 [n, dim] from the top `bits` bits (1 to 5 or 8) of codes."""
         return self.parameters.decode(codes, bits)
