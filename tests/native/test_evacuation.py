@@ -258,7 +258,7 @@ def test_beside_readers_writers_and_reencodes():
             found = [key for key in hits.keys[0] if key.startswith(b"still")]
             assert sorted(found) == sorted(still)
             assert len(set(hits.keys[0])) == len(hits.keys[0])
-        assert core.search(x[at : at + 1], 1, 60, 20).keys[0] == [still[turn % 60]]
+        assert core.search(x[at : at + 1], 1, 400, 20).keys[0] == [still[turn % 60]]
         assert all(key[0] for key in core.get(still)[0].keys)
 
     def keep_up(turn: int) -> None:
