@@ -1,12 +1,13 @@
 """What does each parameter cost?
 
-driftline alone, built on the same rows with several m and ef_construction, each in a process of its own; then
-recall@10 and QPS (one call for all queries) along ef. Drawn as curves: QPS over recall, a line per setting.
+driftline alone, built on the same rows with several m, ef_construction and route_bits, each in a process of
+its own; then recall@10 and QPS (one call for all queries) along ef. Drawn as curves: QPS over recall, a line
+per setting.
 
     python benchmarks/tuning.py --base sift128_base.npy --queries sift128_query.npy --svg docs/tuning.svg
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from driftline.stream.feeding import progress_bar
 from peers import Shape
@@ -15,16 +16,19 @@ from peers.process import Process
 from report import parser, report
 from vectors import kth_distances, recall
 
-SETTINGS = ((8, 200), (16, 200), (32, 200), (16, 100), (16, 400))  # m, ef_construction
+# m, ef_construction, route_bits
+SETTINGS: tuple[tuple[int, int, Literal[3, 5]], ...] = (
+    (8, 200, 3), (16, 200, 3), (32, 200, 3), (16, 100, 3), (16, 400, 3), (16, 200, 5),
+)  # fmt: skip
 EFS = (10, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 ROUNDS = 3
 
 
-def curve(m: int, ef_construction: int, options: Any) -> dict[str, Any]:
+def curve(m: int, ef_construction: int, route_bits: Literal[3, 5], options: Any) -> dict[str, Any]:
     data = Data(options.base, options.queries, options.limit, options.ask)
     base, queries = data.load()
-    shape = Shape(base.shape[1], len(base), "l2", m, ef_construction, 1)
-    name = f"m={m}, ef_construction={ef_construction}"
+    shape = Shape(base.shape[1], len(base), "l2", m, ef_construction, 1, route_bits)
+    name = f"m={m}, ef_construction={ef_construction}, route_bits={route_bits}"
     with progress_bar() as progress:
         bar = progress.add_task(name, total=len(base), note="")
         process = Process(Built, "driftline", shape, data, threads=1)
@@ -79,7 +83,7 @@ def main() -> None:
     flags.add_argument("--ask", type=int, default=1000, metavar="N", help="queries (default: %(default)s)")
     flags.add_argument("--svg", metavar="FILE", help="draw the curves here")
     options = flags.parse_args()
-    figures = [curve(m, ef_construction, options) for m, ef_construction in SETTINGS]
+    figures = [curve(*setting, options) for setting in SETTINGS]
     rows: list[list[str]] = []
     for of in figures:
         points = [(point["recall"], point["qps"]) for point in of["curve"]]

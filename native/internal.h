@@ -518,7 +518,7 @@ int walk(dl_index *ix, reader *r, uint32_t start, uint32_t level, extent reach, 
 int walk_allowed(dl_index *ix, reader *r, uint32_t start, uint32_t few, uint32_t ef, uint64_t now, const allowed *only);
 int scan(dl_index *ix, reader *r, uint32_t ef, uint64_t now, const allowed *only);
 uint32_t descend(const dl_index *ix, reader *r, uint32_t start, uint32_t to);
-int found(reader *r, uint32_t *count);
+int found(reader *r, uint32_t want, uint32_t *count);
 typedef float (*measured)(const dl_index *ix, reader *r, uint32_t slot, float coarse, bool ahead);
 float by_codes(const dl_index *ix, reader *r, uint32_t slot, float coarse, bool ahead);
 float by_raw(const dl_index *ix, reader *r, uint32_t slot, float coarse, bool ahead);

@@ -130,7 +130,7 @@ int insert_node(dl_index *ix, reader *r, uint32_t slot, bool alone)
     for (uint32_t l = lowest; code == DL_OK; l--) {
         code = walk(ix, r, at, l, fixed_extent(ix->config.ef_construction), EVERYTHING, NULL);
         if (code == DL_OK)
-            code = found(r, &count);
+            code = found(r, 0, &count);
         if (code == DL_OK)
             code = picked_reserve(r, 2 * (size_t)count);
         if (code != DL_OK)

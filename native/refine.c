@@ -5,12 +5,13 @@
 
 enum { CALIBRATING = 12 }; /* measurements that tell how far coarser ones are off */
 
-/* What the walk found, by the bits that route and in order, into r->picked. */
-int found(reader *r, uint32_t *count)
+/* What the walk found, by the bits that route and in order, into r->picked: as far as it would have walked, and `want` at least, if
+ * so many were kept. */
+int found(reader *r, uint32_t want, uint32_t *count)
 {
     bool pooled = r->reach.most <= POOL_MOST;
     *count = pooled ? r->pool_size : r->results.size;
-    for (float limit = worst(r); pooled && *count > r->reach.least && r->pool[*count - 1].distance > limit;)
+    for (float limit = worst(r); pooled && *count > r->reach.least && *count > want && r->pool[*count - 1].distance > limit;)
         --*count;
     int code = picked_reserve(r, *count);
     if (code != DL_OK)

@@ -139,13 +139,14 @@ enum { WIDEST = 3 }; /* times ef: as far as a hard query may go; docs/tuning.md 
 
 /* How far to go for the k nearest. Where distances grow with rank as usual, `ef` nodes lie within ratio times the k-th; a query among
  * many equally near ones meets more of them and one that stands clear fewer, which spends the same work where it is needed (distance
- * adaptive beam search, arXiv 2505.15636). Half of ef is walked from at least, so that a poor start is left. */
+ * adaptive beam search, arXiv 2505.15636). Half of ef is walked from at least, so that a poor start is left. More are kept than are
+ * walked from: measured exactly, some of them are nearer. */
 static extent reach_of(const dl_index *ix, uint32_t k, uint32_t ef)
 {
     float growth = atomic_load(&ix->growth);
-    uint32_t most = WIDEST * ef < POOL_MOST ? WIDEST * ef : POOL_MOST;
-    if (k >= ef || most <= ef || !(growth > 0) || ix->config.metric == DL_IP)
-        return fixed_extent(ef);
+    uint32_t most = WIDEST * ef < POOL_MOST ? WIDEST * ef : ef < POOL_MOST ? POOL_MOST : ef;
+    if (k >= ef || !(growth > 0))
+        return (extent){ef, ef, most, 1};
     return (extent){k, k > ef / 2 ? k : ef / 2, most, powf((float)ef / (float)k, growth)};
 }
 
@@ -164,10 +165,11 @@ static int search_one(dl_index *ix, reader *r, uint64_t now, const request *ask,
         code = scan(ix, r, ef, now, only);
     else
         code = walk_allowed(ix, r, descend(ix, r, entry, 0), narrowed(ix, ef, ask->k, only), ef, now, only);
+    uint32_t want = ask->rescore > ask->k ? ask->rescore : ask->k;
     if (code == DL_OK)
-        code = found(r, count);
+        code = found(r, want, count);
     if (code == DL_OK)
-        code = sharpen(ix, r, count, ask->rescore > ask->k ? ask->rescore : ask->k, by_codes);
+        code = sharpen(ix, r, count, want, by_codes);
     if (code == DL_OK && ask->rescore) {
         *count = *count < ask->rescore ? *count : ask->rescore;
         code = sharpen(ix, r, count, ask->k, by_raw);

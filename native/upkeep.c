@@ -130,7 +130,7 @@ static int search_candidates(dl_index *ix, reader *r, uint32_t slot, uint32_t le
     memcpy(kept, r->picked, known * sizeof *kept);
     int code = walk(ix, r, descend(ix, r, entry, level), level, fixed_extent(ix->config.ef_construction), EVERYTHING, NULL);
     if (code == DL_OK)
-        code = found(r, &met);
+        code = found(r, 0, &met);
     if (code == DL_OK)
         code = picked_reserve(r, (size_t)known + met);
     if (code != DL_OK)

@@ -50,6 +50,7 @@ class Shape:
     m: int = 16
     ef_construction: int = 200
     threads: int = 1
+    route_bits: Literal[3, 5] | None = None  # of driftline alone
 
 
 class System(Protocol):

@@ -19,7 +19,9 @@ class Driftline:
     def __init__(self, shape: Shape, *, changing: bool = False) -> None:
         self.directory = tempfile.TemporaryDirectory(prefix="driftline-benchmark-")
         raw = FileRawVectors(self.directory.name, shape.dim, {})
-        self.index = OnlineIndex(shape.dim, shape.metric, shape.m, shape.ef_construction, raw=raw)
+        self.index = OnlineIndex(
+            shape.dim, shape.metric, shape.m, shape.ef_construction, route_bits=shape.route_bits, raw=raw
+        )
         self.threads = shape.threads
         self.ef, self.asking = 64, 1
 
