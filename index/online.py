@@ -444,6 +444,6 @@ class OnlineIndex:
             core.load_slab(number, chunk.version, chunk.data)
         core.load_head(state["head"])
         index._follower.resume(state["follower"])
-        if state.get("filtered"):  # snapshots made before there were filters do not say
+        if state["filtered"]:
             index._filtering.build()
         return index

@@ -355,7 +355,7 @@ def test_another_dimension_metric_or_format_is_refused(tmp_path: Path) -> None:
             SnapshotStore.open(tmp_path, dim=dim, metric=metric)
     flip(tmp_path, "about", lambda keys: keys[0], at=11)
     for look in (open_store, SnapshotStore.inspect):
-        with pytest.raises(SnapshotError, match="format version 257, this driftline reads version 1"):
+        with pytest.raises(SnapshotError, match="format version 258, this driftline reads version 2"):
             look(tmp_path)
 
 
