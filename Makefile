@@ -58,8 +58,8 @@ lint: build
 	@.ci/quietly ruff "check" $(BIN)/ruff check .
 	@.ci/quietly ruff "format" $(BIN)/ruff format --check .
 	@.ci/quietly pyright "strict" $(BIN)/pyright
-	@for source in $(C_SOURCES); do \
-		.ci/quietly cc "$$source" $(CC) $(C_STRICT) -c -o /dev/null "$$source"; done
+	@for source in $(C_SOURCES) $(wildcard tests/native/*.c); do \
+		.ci/quietly cc "$$source" $(CC) $(C_STRICT) -Inative -c -o /dev/null "$$source"; done
 
 # With the data of the clone; other data by the scripts' own flags, as benchmarks/RESULTS.md says.
 QUESTIONS := topics crash malformed delay memory tile drift reencode ann churn load filters growth runbook

@@ -108,7 +108,7 @@ static float growth_of(const dl_index *ix, const near *nearest, uint32_t count)
     if (ix->config.metric == DL_IP || count < GROWTH_TO || nearest[GROWTH_FROM - 1].distance <= 0)
         return 0;
     float ratio = nearest[count - 1].distance / nearest[GROWTH_FROM - 1].distance;
-    return logf(ratio) / logf((float)count / GROWTH_FROM);
+    return isfinite(ratio) ? logf(ratio) / logf((float)count / GROWTH_FROM) : 0;
 }
 
 /* Link a written slot in. r->query holds its vector. Nothing is linked before everything that can fail is done: the choices of

@@ -78,11 +78,11 @@ static void find_slots(void)
     static uint32_t found[DL_SLAB];
     uint32_t live = 0;
     for (uint32_t slab = 0; slab < dl_slabs(ix); slab++) {
-        dl_hits hits;
+        dl_hits hits = {0};
         must(dl_scan(ix, slab, found, &hits) == DL_OK, "scan");
         live += hits.counts[0];
         for (uint32_t j = 0; j < hits.counts[0]; j++) {
-            uint8_t key = hits.keys[hits.key_offsets[j]];
+            uint8_t key = (uint8_t)hits.bytes[hits.texts[2 * j]];
             must(model[key] != NOTHING && hits.rows[j] == (uint64_t)model[key], "a scanned key is the model's");
             slots[key] = found[j];
         }

@@ -739,6 +739,23 @@ def test_saving_between_the_steps_of_a_round():
             other.check(codes=True)
 
 
+def test_vectors_that_differ_by_next_to_nothing():
+    """Distances so small beside others that their ratio overflows tell nothing of how distances grow; what is
+    saved loads."""
+    x = np.random.default_rng(4).normal(size=(120, 4)).astype(np.float32)
+    x[100:] *= 1e-22
+    core = core_of(x, tile=None)
+    core.upsert(keys_of(range(120)), [b""] * 120, x, np.arange(120, dtype=np.uint64))
+    assert recall(core, x, 10, 50, 50) == 1
+    head, slabs = core.save({})
+    copy = core_of(x, tile=None)
+    for number, (version, data) in slabs.items():
+        assert data is not None
+        copy.load_slab(number, version, data)
+    copy.load_head(head)
+    assert len(copy) == 120
+
+
 def test_equal_vectors_after_everything_was_deleted():
     """New nodes beside dead ones that are still linked: all hang below the new root."""
     x = np.ones((3000, 8), np.float32)
