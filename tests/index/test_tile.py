@@ -191,7 +191,7 @@ def test_arguments_that_are_refused() -> None:
     encoder.update(gaussian(10, 3))
     encoder.fit()
     with pytest.raises(InvalidInput, match="bits"):
-        encoder.decode(encoder.encode(gaussian(1, 3)), bits=3)
+        encoder.decode(encoder.encode(gaussian(1, 3)), bits=6)
     with pytest.raises(InvalidInput, match="uint8"):
         encoder.decode(np.zeros((1, 3)))
 
