@@ -1,7 +1,7 @@
 /* driftline's native core: a streaming HNSW over tile codes.
  *
  * What it is. An approximate-nearest-neighbour graph (Malkov & Yashunin, arXiv 1603.09320) whose nodes are held as
- * 8-bit scalar codes, split by bits: the signs decide early, the top three (or five) bits route the search, all eight refine it, and raw
+ * 8-bit scalar codes, split by bits: the signs decide early, the top three (or five) route the search, all refine it, and raw
  * vectors, where the caller has attached them, rescore the best few.
  *
  * How it departs from the paper.
@@ -18,8 +18,9 @@
  *     so an update (new slot, death of the old one) is one step.
  *
  * Words. A *slot* (uint32) holds one version of one key's vector. Slots are grouped in *slabs* of 1,024, which are added
- * at the end and, once upkeep has moved what was left in them to lower slots, dropped at the end. A slab points to its *block*: codes, norms and a frame byte per slot. A *frame* is one set of encoder
- * parameters; at most DL_FRAMES are alive. A *row id* names a raw vector: segment << 32 | row.
+ * at the end and, once upkeep has moved what was left in them to lower slots, dropped at the end. A slab points to its
+ * *block*: codes, norms and a frame byte per slot. A *frame* is one set of encoder parameters; at most DL_FRAMES are
+ * alive. A *row id* names a raw vector: segment << 32 | row.
  *
  * Threads. Everything may be called from any thread at any time but dl_close, which needs to be alone. dl_search, dl_exact and
  * dl_get take no lock (dl_get one for a probe of the key map) and never wait for a writer. dl_upsert and dl_delete run side by

@@ -174,7 +174,8 @@ int walk_allowed(dl_index *ix, reader *r, uint32_t start, uint32_t few, uint32_t
 {
     const dl_kernels *k = dl_kernels_now();
     double live = (double)atomic_load(&ix->live) + 1, share = fmin((double)only->count / live, 1), others = 1 / share - 1;
-    uint32_t entry = get(&ix->entry), slot, fair = 0, forbidden = 0, most = few <= POOL_MOST && ef > POOL_MOST ? POOL_MOST : ef;
+    uint32_t entry = get(&ix->entry), slot, fair = 0, forbidden = 0;
+    uint32_t most = few <= POOL_MOST && ef > POOL_MOST ? POOL_MOST : ef;
     uint32_t wide = few <= POOL_MOST && 2 * most > POOL_MOST ? POOL_MOST : 2 * most;
     bool across = false;
     r->candidates.size = r->results.size = r->pool_size = r->cursor = 0;

@@ -21,7 +21,8 @@ int dl_open(const dl_config *config, dl_index **out)
     ix->padded = rounded(config->dim, 32);
     if (!ix->config.route_bits)
         ix->config.route_bits = sizeof(head) + ix->padded / 8 * 5 <= LINE ? 5 : 3;
-    ix->row_bytes = rounded(sizeof(head) + ix->padded / 8 * ix->config.route_bits, 32); /* half a line: no row splits more lines than it must */
+    /* half a line: no row splits more lines than it must */
+    ix->row_bytes = rounded(sizeof(head) + ix->padded / 8 * ix->config.route_bits, 32);
     ix->rest_bytes = ix->padded / 8 * (8 - ix->config.route_bits);
     ix->float_bytes = (uint32_t)(sizeof(head) + config->dim * sizeof(float));
     ix->links0 = 2 * config->m;

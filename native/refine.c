@@ -5,8 +5,8 @@
 
 enum { CALIBRATING = 12 }; /* measurements that tell how far coarser ones are off */
 
-/* What the walk found, by the bits that route and in order, into r->picked: as far as it would have walked, and `want` at least, if
- * so many were kept. */
+/* What the walk found, by the bits that route and in order, into r->picked: as far as it would have walked, and `want` at least,
+ * if so many were kept. */
 int found(reader *r, uint32_t want, uint32_t *count)
 {
     bool pooled = r->reach.most <= POOL_MOST;

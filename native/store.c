@@ -273,7 +273,8 @@ int dl_load_slab(dl_index *ix, uint32_t number, uint64_t version, const uint8_t 
     const uint8_t *magic = take(&in, 4);
     uint32_t named = take32(&in), used = take32(&in), is_float = take32(&in);
     if (!magic || memcmp(magic, SLAB_HEAD, 4) || in.failed || named != number ||
-        number != atomic_load(&ix->slab_count) || used > DL_SLAB || is_float > 1 || (is_float && float_frame(ix) == NONE) || !frame_of(ix, ix->write_frame))
+        number != atomic_load(&ix->slab_count) || used > DL_SLAB || is_float > 1 || (is_float && float_frame(ix) == NONE) ||
+        !frame_of(ix, ix->write_frame))
         return DL_ECORRUPT;
     int code = slab_add(ix);
     if (code != DL_OK)
@@ -373,8 +374,9 @@ int dl_load_head(dl_index *ix, const uint8_t *bytes, size_t size, char *message,
     if (message_size)
         strncpy(message, "the head does not belong to this index", message_size - 1);
     if (in.failed || memcmp(magic, HEAD, 4) || in.at != in.end || dim != ix->config.dim ||
-        metric != ix->config.metric || m != ix->config.m || route_bits != ix->config.route_bits || seed != ix->config.seed ||
-        rotation_seed != ix->config.rotation_seed || write_frame >= DL_FRAMES || !frame_of(ix, write_frame) || !(growth >= 0 && growth < INFINITY))
+        metric != ix->config.metric || m != ix->config.m || route_bits != ix->config.route_bits ||
+        seed != ix->config.seed || rotation_seed != ix->config.rotation_seed || write_frame >= DL_FRAMES ||
+        !frame_of(ix, write_frame) || !(growth >= 0 && growth < INFINITY) || inserted >> 62)
         return DL_ECORRUPT;
     atomic_store(&ix->growth, growth);
     ix->inserted = inserted;

@@ -69,8 +69,10 @@ bool begin(dl_index *ix, reader *r, uint32_t start, uint64_t now, const allowed 
 {
     if (start >> SLAB_BITS >= r->seen_slabs && !seen_fit(r, atomic_load(&ix->slab_count)))
         return false;
-    return seen_room(r, 1) && (seen_before(r, start) ||
-           meet(ix, r, (near){coarse_distance(ix, &r->query, start), start}, flags_of(head_of(ix, start)), now, only));
+    if (!seen_room(r, 1))
+        return false;
+    return seen_before(r, start) ||
+           meet(ix, r, (near){coarse_distance(ix, &r->query, start), start}, flags_of(head_of(ix, start)), now, only);
 }
 
 /* Greedily to the nearest node, from `start`'s level down to just above `to`. What is measured on the way calibrates the signs for

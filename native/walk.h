@@ -153,10 +153,11 @@ static inline float measure(const dl_index *ix, reader *r, const dl_kernels *k, 
     return distance_from(ix, l->base, dot, h->coarse_norm);
 }
 
-/* Whether the signs are asked: once they are calibrated, unless they seldom tell enough, or come with all that routes in one line. */
+/* Whether the signs are asked: once they are calibrated, unless they seldom tell enough or come with all else in one line. */
 static inline bool gated(const dl_index *ix, const lane *l)
 {
-    return ix->row_bytes > LINE && l->ready && l->samples >= GATE_SAMPLES && (l->tested < GATE_TRIAL || 4 * l->passed <= 3 * l->tested);
+    return ix->row_bytes > LINE && l->ready && l->samples >= GATE_SAMPLES &&
+           (l->tested < GATE_TRIAL || 4 * l->passed <= 3 * l->tested);
 }
 
 /* How much of a row is asked for before it is judged. */
