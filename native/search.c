@@ -65,7 +65,8 @@ static int hits_add(const dl_index *ix, dl_hits *h, uint32_t query, const near *
     size_t at = (size_t)query * h->k, end = at + h->k;
     fetch_records(ix, items, count);
     h->counts[query] = count;
-    for (const near *item = items; item < items + count; item++, at++) {
+    for (uint32_t j = 0; j < count; j++, at++) { /* no items may be NULL */
+        const near *item = &items[j];
         const slab *s = slab_of(ix, item->slot);
         uint32_t i = item->slot & SLAB_MASK;
         record *r = atomic_load_explicit(&s->records[i], memory_order_acquire);
