@@ -39,6 +39,11 @@ MAX_K = 1 << 20
 Vectors = NDArray[np.float32]
 
 
+def _few(k: int) -> int:
+    """How many of the best are measured on raw vectors, at most: by eight bits the k nearest are among them."""
+    return k + k // 2 + 5
+
+
 class OnlineIndex:
     """Approximate nearest neighbours over a changing set of vectors (HNSW, arXiv 1603.09320, over tile
     codes).
@@ -235,7 +240,7 @@ class OnlineIndex:
             raise InvalidInput(f"k and ef must be 1 to {MAX_K}, not {k} and {ef}")
         rescored = rescore and self._raw is not None
         if filter is None:
-            few = k + k // 2 + 5 if rescored else 0
+            few = _few(k) if rescored else 0
             try:
                 return self._hits(self._core.search(queries, k, ef, few, threads=threads))
             except InvalidInput:
@@ -246,7 +251,7 @@ class OnlineIndex:
         return self._hits(self._filtering.search(filter, x, k, MAX_K, run))
 
     def _among(self, x: Vectors, ef: int, rescored: bool, threads: int, k: int, allowed: Bitset) -> Answers:
-        few = k + k // 2 + 5 if rescored else 0
+        few = _few(k) if rescored else 0
         return self._core.search(x, k, ef, few, threads=threads, allowed=allowed)
 
     def within(

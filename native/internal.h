@@ -513,7 +513,7 @@ float fine_distance(const dl_index *ix, probe *p, uint32_t slot);
 float distance_float(const dl_index *ix, probe *p, const float *row);
 float distance_raw(const dl_index *ix, const float *query, const float *row);
 
-/* walk.c */
+/* walk.c, filtered.c, refine.c, heaps.c */
 int walk(dl_index *ix, reader *r, uint32_t start, uint32_t level, extent reach, uint64_t now, const allowed *only);
 int walk_allowed(dl_index *ix, reader *r, uint32_t start, uint32_t few, uint32_t ef, uint64_t now, const allowed *only);
 int scan(dl_index *ix, reader *r, uint32_t ef, uint64_t now, const allowed *only);

@@ -9,9 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "driftline.h"
+#include "tiles.h"
 
-enum { ROUTE_BITS = 3, WIDTH = 256 >> ROUTE_BITS };
+enum { ROUTE_BITS = 3 };
 enum { DIM = 6, ROWS = 64, MOST = 1 << 16, MOST_EDITS = 4 /* more seldom load */ };
 
 static float rows[ROWS * DIM];
@@ -34,18 +34,8 @@ static void must(int good, const char *what)
 static dl_index *open_index(int tiles)
 {
     dl_index *ix = NULL;
-    float mean[DIM] = {0}, scale[DIM], edges[255], fine[256], coarse[1 << ROUTE_BITS];
-    for (int d = 0; d < DIM; d++)
-        scale[d] = 1;
-    for (int c = 0; c < 256; c++)
-        fine[c] = (float)(c - 127.5) / 40;
-    for (int c = 0; c < 255; c++)
-        edges[c] = (fine[c] + fine[c + 1]) / 2;
-    for (int c = 0; c < 1 << ROUTE_BITS; c++)
-        coarse[c] = (fine[c * WIDTH + WIDTH / 2 - 1] + fine[c * WIDTH + WIDTH / 2]) / 2;
-    dl_tile tile = {mean, scale, edges, fine, coarse, 1};
     must(dl_open(&config, &ix) == DL_OK && dl_attach(ix, 0, rows, ROWS) == DL_OK, "open");
-    must(dl_frame_open(ix, 0, NULL) == DL_OK && dl_frame_open(ix, 1, &tile) == DL_OK, "frames");
+    must(dl_frame_open(ix, 0, NULL) == DL_OK && open_tile_frame(ix, DIM, 1, 1, 1) == DL_OK, "frames");
     if (tiles)
         must(dl_frame_write(ix, 1) == DL_OK, "write in tiles");
     return ix;

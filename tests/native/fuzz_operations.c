@@ -8,9 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "driftline.h"
+#include "tiles.h"
 
-enum { ROUTE_BITS = 3, WIDTH = 256 >> ROUTE_BITS };
+enum { ROUTE_BITS = 3 };
 enum { DIM = 4, KEYS = 256, ROWS = 256, NOTHING = -1, WORDS = DL_SLAB / 64, MOST_STEPS = 400, MOST_SLABS = 64,
        MOST_WRITES = 8000 /* a second */ };
 
@@ -36,17 +36,7 @@ static void check(void)
 
 static void open_tile(uint32_t frame)
 {
-    float mean[DIM] = {0}, scale[DIM], edges[255], fine[256], coarse[1 << ROUTE_BITS];
-    for (int d = 0; d < DIM; d++)
-        scale[d] = (float)frame;
-    for (int c = 0; c < 256; c++)
-        fine[c] = (float)(c - 127.5) / 40;
-    for (int c = 0; c < 255; c++)
-        edges[c] = (fine[c] + fine[c + 1]) / 2;
-    for (int c = 0; c < 1 << ROUTE_BITS; c++)
-        coarse[c] = (fine[c * WIDTH + WIDTH / 2 - 1] + fine[c * WIDTH + WIDTH / 2]) / 2;
-    dl_tile tile = {mean, scale, edges, fine, coarse, frame == 1};
-    must(dl_frame_open(ix, frame, &tile) == DL_OK, "open frame");
+    must(open_tile_frame(ix, DIM, frame, (float)frame, frame == 1) == DL_OK, "open frame");
 }
 
 static void open_index(void)

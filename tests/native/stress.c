@@ -10,9 +10,9 @@
 #include <string.h>
 #include <time.h>
 
-#include "driftline.h"
+#include "tiles.h"
 
-enum { ROUTE_BITS = 3, WIDTH = 256 >> ROUTE_BITS };
+enum { ROUTE_BITS = 3 };
 /* Keys 0..STILL-1 are written once; those below KEPT are replaced and never deleted; behind them each writer has OWN keys and FLOOD
  * keys that come and go together; the rest are shared. Those written last and once, HIGH, lie in slabs that run sparse, and move. */
 enum { DIM = 20, ROWS = 1 << 16, STILL = 10, KEPT = 40, OWN = 250, FLOOD = 1200, SHARED = 300, HIGH = 20 };
@@ -258,17 +258,7 @@ static void *write_on(void *argument)
 
 static void open_tile(dl_index *to, uint32_t frame)
 {
-    float mean[DIM] = {0}, scales[DIM], edges[255], fine[256], coarse[1 << ROUTE_BITS];
-    for (int d = 0; d < DIM; d++)
-        scales[d] = 0.5f + 0.5f * (float)frame;
-    for (int c = 0; c < 256; c++)
-        fine[c] = (float)(c - 127.5) / 40;
-    for (int c = 0; c < 255; c++)
-        edges[c] = (fine[c] + fine[c + 1]) / 2;
-    for (int c = 0; c < 1 << ROUTE_BITS; c++)
-        coarse[c] = (fine[c * WIDTH + WIDTH / 2 - 1] + fine[c * WIDTH + WIDTH / 2]) / 2;
-    dl_tile tile = {mean, scales, edges, fine, coarse, 1};
-    expect(dl_frame_open(to, frame, &tile) == DL_OK, "open frame");
+    expect(open_tile_frame(to, DIM, frame, 0.5f + 0.5f * (float)frame, 1) == DL_OK, "open frame");
 }
 
 static dl_index *open_index(void)
