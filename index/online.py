@@ -40,7 +40,7 @@ Vectors = NDArray[np.float32]
 
 
 def _few(k: int) -> int:
-    """How many of the best are measured on raw vectors, at most: by eight bits the k nearest are among them."""
+    """How many of the best are measured on raw vectors, at most: the k nearest are among them by code."""
     return k + k // 2 + 5
 
 
