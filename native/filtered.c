@@ -36,7 +36,7 @@ static inline bool scan_judged(dl_index *ix, reader *r, const dl_kernels *k, sca
     if (!answers(ix, slot, flags_of(h), now, NULL)) /* first: a free slot's row means nothing */
         return true;
     const lane *l = is_float ? NULL : lane_of(ix, &r->query, h->frame);
-    if (l && gated(ix, l) && too_far(ix, l, k, h, worst(r)))
+    if (l && gated(ix, l) && sign_estimate(ix, l, k, h, l->margin) > worst(r))
         return true;
     if (l)
         fetch_row(h, ix->row_bytes);
@@ -64,7 +64,7 @@ int scan(dl_index *ix, reader *r, uint32_t ef, uint64_t now, const allowed *only
             bool is_float;
             if (slot >= slots)
                 break;
-            fetch_row(row_of(ix, slot, &is_float), sizeof(head) + ix->padded / 8);
+            fetch_row(row_of(ix, slot, &is_float), sign_bytes(ix));
             uint32_t *oldest = &s.slots[s.asked % SCAN_AHEAD];
             if (s.asked++ >= SCAN_AHEAD && !scan_judged(ix, r, k, &s, *oldest, now))
                 return DL_ENOMEM;

@@ -374,6 +374,12 @@ static inline void fetch_row(const void *row, size_t bytes)
         __builtin_prefetch((const uint8_t *)row + at, 0, 3);
 }
 
+/* A row as far as the signs go. */
+static inline size_t sign_bytes(const dl_index *ix)
+{
+    return sizeof(head) + ix->padded / 8;
+}
+
 static inline slot_state state_of(const dl_index *ix, uint32_t slot)
 {
     return (slot_state)atomic_load_explicit(&slab_of(ix, slot)->state[slot & SLAB_MASK], memory_order_acquire);

@@ -3,7 +3,11 @@
 
 #define HOPE 3.5f /* standard deviations in favour, of coarser against more exact distances; measured: docs/tuning.md */
 
-enum { CALIBRATING = 12 }; /* measurements that tell how far coarser ones are off */
+enum {
+    CALIBRATING = 8, /* measurements that tell how far coarser ones are off */
+    ASKED = 12,      /* rows asked of memory before they are measured */
+    STREAM = 8       /* lines of a raw row that are asked for */
+};
 
 /* What the walk found, by the bits that route and in order, into r->picked: as far as it would have walked, and `want` at least,
  * if so many were kept. */
@@ -31,14 +35,14 @@ int sharpen(const dl_index *ix, reader *r, uint32_t *count, uint32_t want, measu
 {
     near *items = r->picked;
     float sum = 0, squares = 0, slack = 0;
-    uint32_t i = 0, least = want < CALIBRATING ? CALIBRATING : want;
+    uint32_t i = 0, asked = 0, least = want < CALIBRATING ? CALIBRATING : want;
     r->results.size = 0;
     for (; i < *count; i++) {
         float coarse = items[i].distance;
         if (i >= least && coarse - slack > r->results.items[0].distance)
             break;
-        if (i + AHEAD < *count)
-            by(ix, r, items[i + AHEAD].slot, 0, true);
+        for (uint32_t sure = i < least && least < *count ? least : *count; asked < sure && asked < i + ASKED; asked++)
+            by(ix, r, items[asked].slot, 0, true);
         items[i].distance = by(ix, r, items[i].slot, coarse, false);
         if (i < least) {
             float error = coarse - items[i].distance;
@@ -76,6 +80,6 @@ float by_raw(const dl_index *ix, reader *r, uint32_t slot, float coarse, bool ah
 {
     const float *raw = raw_of(ix, atomic_load_explicit(&slab_of(ix, slot)->row[slot & SLAB_MASK], memory_order_acquire));
     if (ahead && raw)
-        fetch_row(raw, AHEAD * LINE); /* the rest of it streams */
+        fetch_row(raw, STREAM * LINE); /* the rest of it streams */
     return ahead ? 0 : raw ? distance_raw(ix, r->query.plain, raw) : coarse;
 }

@@ -75,26 +75,23 @@ bool begin(dl_index *ix, reader *r, uint32_t start, uint64_t now, const allowed 
            meet(ix, r, (near){coarse_distance(ix, &r->query, start), start}, flags_of(head_of(ix, start)), now, only);
 }
 
-/* Greedily to the nearest node, from `start`'s level down to just above `to`. What is measured on the way calibrates the signs for
- * the walk below. */
+/* Greedily to the nearest node, from `start`'s level down to just above `to`: by the signs alone where they come in fewer lines of
+ * memory than what routes, since the walk from there mends what they get wrong. */
 uint32_t descend(const dl_index *ix, reader *r, uint32_t start, uint32_t to)
 {
     const dl_kernels *k = dl_kernels_now();
-    float best = coarse_distance(ix, &r->query, start);
+    bool by_signs = ix->row_bytes > LINE, is_float;
+    size_t asked = by_signs ? sign_bytes(ix) : ix->row_bytes;
+    float best = by_signs ? sign_distance(ix, r, k, start) : coarse_distance(ix, &r->query, start);
     uint32_t slot;
-    bool is_float;
     for (uint32_t level = level_of(ix, start); level > to; level--)
         for (bool moved = true; moved;) {
             moved = false;
             const _Atomic uint32_t *links = links_of(ix, start, level);
             for (uint32_t i = 0; link_at(links, ix->config.m, i, &slot); i++)
-                fetch_row(row_of(ix, slot, &is_float), ix->row_bytes);
+                fetch_row(row_of(ix, slot, &is_float), asked);
             for (uint32_t i = 0; link_at(links, ix->config.m, i, &slot); i++) {
-                const head *h = (const head *)(const void *)row_of(ix, slot, &is_float);
-                const lane *l = is_float ? NULL : lane_of(ix, &r->query, h->frame);
-                if (l && gated(ix, l) && too_far(ix, l, k, h, best))
-                    continue;
-                float d = is_float ? coarse_distance(ix, &r->query, slot) : measure(ix, r, k, h);
+                float d = by_signs ? sign_distance(ix, r, k, slot) : coarse_distance(ix, &r->query, slot);
                 if (d < best) {
                     best = d;
                     start = slot;

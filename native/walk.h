@@ -123,12 +123,18 @@ typedef struct {
     const head *row; /* NULL: floats */
 } met;
 
-/* Whether the signs tell that the row cannot be among the best. */
-static inline bool too_far(const dl_index *ix, const lane *l, const dl_kernels *k, const head *h, float limit)
+/* By the signs alone, `margin` in the row's favour. */
+static inline float sign_estimate(const dl_index *ix, const lane *l, const dl_kernels *k, const head *h, float margin)
 {
     int32_t sum = 2 * k->dot1((const uint8_t *)(h + 1), l->w8, ix->padded) - l->total;
-    float most = stretch_as_float(h->stretch) * (l->sign_step * (float)sum + l->margin);
-    return distance_from(ix, l->base, most, h->coarse_norm) > limit;
+    return distance_from(ix, l->base, stretch_as_float(h->stretch) * (l->sign_step * (float)sum + margin), h->coarse_norm);
+}
+
+static inline float sign_distance(const dl_index *ix, reader *r, const dl_kernels *k, uint32_t slot)
+{
+    bool is_float;
+    const head *h = (const head *)(const void *)row_of(ix, slot, &is_float);
+    return is_float ? coarse_distance(ix, &r->query, slot) : sign_estimate(ix, lane_of(ix, &r->query, h->frame), k, h, 0);
 }
 
 /* One more pair of what the signs said and what is so. */
@@ -164,7 +170,7 @@ static inline bool gated(const dl_index *ix, const lane *l)
 static inline size_t first_bytes(const dl_index *ix, const reader *r)
 {
     const lane *usual = &r->query.lanes[atomic_load_explicit(&ix->write_frame, memory_order_relaxed)];
-    return gated(ix, usual) ? sizeof(head) + ix->padded / 8 : ix->row_bytes;
+    return gated(ix, usual) ? sign_bytes(ix) : ix->row_bytes;
 }
 
 /* Those of the batch that are near enough are met, once the signs have told which need not be measured. Their first bytes have
@@ -184,7 +190,7 @@ static inline __attribute__((always_inline)) int meet_batch(dl_index *ix, reader
                 continue;
             }
             lane *own = lane_of(ix, &r->query, one.row->frame); /* another frame's may not be calibrated yet */
-            bool far = gated(ix, own) && too_far(ix, own, k, one.row, limit);
+            bool far = gated(ix, own) && sign_estimate(ix, own, k, one.row, own->margin) > limit;
             left += !far;
             own->tested += own->samples >= GATE_SAMPLES;
             own->passed += own->samples >= GATE_SAMPLES && !far;
