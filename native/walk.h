@@ -19,7 +19,7 @@
 #define MARGIN 1.2f          /* standard deviations that a row is given in its favour; measured: docs/tuning.md */
 
 enum {
-    GATE_SAMPLES = 48, /* distances that calibrate the signs */
+    GATE_SAMPLES = 32, /* distances that calibrate the signs */
     GATE_TRIAL = 96,   /* rows asked by signs before they are judged */
     COUNTED = 48,      /* places searched by counting, which goes several at a time */
     SOON = 2,          /* places in the pool behind the next one */
