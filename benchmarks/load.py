@@ -69,12 +69,12 @@ class Answers:
 
     def add(self, began: int, ended: int, query: int, hits: Hits) -> None:
         """The hits of one query."""
-        keys = hits.keys[0]
+        keys: Any = hits.keys[0]  # integers, as they were given
         self.began.append(began)
         self.ended.append(ended)
         self.queries.append(query)
         self.counts.append(len(keys))
-        self.keys.extend(keys)  # type: ignore[arg-type]
+        self.keys.extend(keys)
         self.distances.frombytes(hits.distances[0, : len(keys)].tobytes())
 
     @property
