@@ -1,9 +1,9 @@
 """How many instructions do a search and an insert take?
 
 A record that no other load on the machine disturbs: instructions counted by valgrind's callgrind, the same on
-every run but for about one in a hundred. A program that only sets up an index is run, and the same program
-with many searches (or inserts) after it; the difference, per search, is what is shown: interpreter, imports
-and set-up cancel.
+every run but for about one in a hundred. An index is built without valgrind. A program that only restores it
+is run, and the same program with many searches (or inserts) after it; the difference, per search, is what is
+shown: interpreter, imports and set-up cancel.
 
 Valgrind knows no AVX-512: the core, which picks its kernels by cpuid, takes the AVX2 ones there. So the
 counts compare versions of driftline with each other, on any x86-64 machine; they are not those of a faster
@@ -14,6 +14,7 @@ machine's kernels, and say nothing of caches.
 
 import argparse
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -23,9 +24,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from driftline import OnlineIndex
+from driftline.index.cut import Cut
+from driftline.index.raw import MemoryRawVectors
 from driftline.stream.feeding import progress_bar
 from report import parser, report
-from vectors import load_vectors
+from vectors import Vectors, load_vectors
 
 K = 10
 BATCH = 512
@@ -34,25 +38,36 @@ TASKS = {
     SETUP: "",
     "search, one call for all": "index.search(queries, k, ef)",
     "search, one call per query": "for i in range(len(queries)): index.search(queries[i : i + 1], k, ef)",
-    "insert, one call for all": "index.upsert(range(len(base), len(base) + len(more)), more)",
+    "insert, one call for all": "index.upsert(range(len(index), len(index) + len(more)), more)",
 }
 
-# What runs under valgrind: an index as one of some age is, compressed and with nothing left to do.
+# What runs under valgrind. A first search and insert are part of the set-up: they make what later ones find.
 PROGRAM = """
-import sys
-import numpy as np
+import pickle, sys
 from driftline import OnlineIndex
-file, m, ef_construction, k, ef = sys.argv[1], *map(int, sys.argv[2:])
-arrays = np.load(file)
-base, queries, more = arrays["base"], arrays["queries"], arrays["more"]
-index = OnlineIndex(base.shape[1], m=m, ef_construction=ef_construction, compress_after=len(base) // 2)
-for first in range(0, len(base), {batch}):
-    index.upsert(range(first, min(first + {batch}, len(base))), base[first : first + {batch}])
-while index.maintain(1e9):
-    pass
+file, k, ef = sys.argv[1], *map(int, sys.argv[2:])
+with open(file, "rb") as stream:
+    cut, raw, queries, more = pickle.load(stream)
+index = OnlineIndex.restore(cut, raw)
 index.search(queries[:1], k, ef)
+index.upsert([len(index)], more[:1])
+more = more[1:]
 {task}
 """
+
+
+def built(base: Vectors, m: int, ef_construction: int) -> tuple[Cut, MemoryRawVectors]:
+    """An index as one of some age is, compressed and with nothing left to do; and its raw vectors."""
+    raw = MemoryRawVectors(base.shape[1])
+    index = OnlineIndex(
+        base.shape[1], m=m, ef_construction=ef_construction, raw=raw, compress_after=len(base) // 2
+    )
+    for first in range(0, len(base), BATCH):
+        batch = base[first : first + BATCH]
+        index.upsert(range(first, first + len(batch)), batch)
+    while index.maintain(1e9):
+        pass
+    return index.cut(), raw
 
 
 def count(program: str, words: list[str]) -> int:
@@ -73,10 +88,10 @@ def count(program: str, words: list[str]) -> int:
 
 def measure(file: Path, calls: int, options: argparse.Namespace) -> dict[str, float]:
     """Instructions per call of each task; all that the set-up takes under its own name."""
-    words = [str(file), *map(str, (options.m, options.ef_construction, K, options.ef))]
+    words = [str(file), str(K), str(options.ef)]
 
     def job(task: str) -> int:
-        return count(PROGRAM.format(batch=BATCH, task=task), words)
+        return count(PROGRAM.format(task=task), words)
 
     with ThreadPoolExecutor(options.jobs) as pool, progress_bar() as progress:
         bar = progress.add_task("counting", total=len(TASKS), note="")
@@ -99,12 +114,13 @@ def main() -> None:
     options = flags.parse_args()
     if shutil.which("valgrind") is None:
         sys.exit("valgrind is not installed (Debian's package is valgrind): nothing can be counted")
-    rows = load_vectors(options.base, options.limit + options.calls)
+    rows = load_vectors(options.base, options.limit + 1 + options.calls)
     queries = load_vectors(options.queries)
-    base, more = rows[: -options.calls], rows[-options.calls :]
+    base, more = rows[: -1 - options.calls], rows[-1 - options.calls :]
     with tempfile.TemporaryDirectory(prefix="driftline-benchmark-") as directory:
-        file = Path(directory) / "vectors.npz"
-        np.savez(file, base=base, queries=np.resize(queries, (options.calls, queries.shape[1])), more=more)
+        file = Path(directory) / "index.pickle"
+        asked = np.resize(queries, (options.calls, queries.shape[1]))
+        file.write_bytes(pickle.dumps((*built(base, options.m, options.ef_construction), asked, more)))
         figures = measure(file, options.calls, options)
     table = [[name, f"{of:,.0f}"] for name, of in figures.items() if name != SETUP]
     shape = f"M={options.m}, ef_construction={options.ef_construction}, ef={options.ef}"

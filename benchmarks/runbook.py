@@ -7,7 +7,7 @@ vectors: YAML with, per data set, numbered steps:
     delete   start, end            those numbers
     replace  tags_start, tags_end  numbers that are live, and the rows that they have from now on
              ids_start, ids_end
-    search                         all queries; recall@10 against what is live
+    search                         all queries; recall@10 against what is live, if anything is
 
 A runbook made for more rows than there are is shrunk to fit: every number times the same factor. What is
 counted is insertions, deletions, replacements with their upkeep, and searches; not the exact answers that
@@ -95,15 +95,18 @@ def run(process: Process, steps: list[Step], base: Any, queries: Any, ef: int) -
                     rows.update(zip(tags[:both].tolist(), ids[:both].tolist(), strict=True))
                 case _:
                     answers = timed("search", "answers", ef)
+                    if not rows:
+                        continue
                     live = base[list(rows.values())]
                     place = {tag: at for at, tag in enumerate(rows)}
                     found = [[place[tag] for tag in hits if tag in place] for hits in answers]
-                    kth = kth_distances(live, queries, K)
+                    k = min(K, len(rows))
+                    kth = kth_distances(live, queries, k)
                     searches.append(
                         {
                             "step": number,
                             "live": len(rows),
-                            "recall": recall(live, queries, kth, found, K),
+                            "recall": recall(live, queries, kth, found, k),
                             "bytes_per_row": process.call("memory").anonymous / len(rows),
                         }
                     )
