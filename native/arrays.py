@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from ..errors import CorruptIndex, InvalidInput
 from ._core import ffi, lib
 
-__all__ = ["Packed", "checked", "divided", "floats", "pack", "parts", "pointer", "side_by_side"]
+__all__ = ["Packed", "checked", "floats", "pack", "pointer", "side_by_side"]
 
-A = TypeVar("A")
+PARTS = 8  # of a call for each thread
+
 T = TypeVar("T")
 Packed = tuple[bytes, NDArray[np.uint64]]
 
@@ -51,21 +52,17 @@ def pack(items: Sequence[bytes]) -> Packed:
     return b"".join(items), offsets
 
 
-def parts(n: int, threads: int) -> list[slice]:
-    """0..n in at most `threads` spans of about one size; one empty span for n = 0."""
-    count = max(1, min(threads, n))
+def parts(n: int, most: int) -> list[slice]:
+    """0..n in at most `most` spans of about one size; one empty span for n = 0."""
+    count = max(1, min(most, n))
     ends = [n * i // count for i in range(count + 1)]
     return [slice(begin, end) for begin, end in pairwise(ends)]
 
 
-def divided(rows: NDArray[Any], threads: int) -> list[NDArray[Any]]:
-    """An array's rows in these parts."""
-    return [rows[span] for span in parts(len(rows), threads)]
-
-
-def side_by_side(work: Callable[[A], T], items: Sequence[A]) -> list[T]:
-    """`work` on each of the items, in a thread each if there are several; what it gave, in order."""
-    if len(items) == 1:
-        return [work(items[0])]
-    with ThreadPoolExecutor(len(items)) as pool:
-        return list(pool.map(work, items))
+def side_by_side(work: Callable[[slice], T], n: int, threads: int) -> list[T]:
+    """`work` on parts of 0..n, several for each thread, so that none waits long for the last; what it gave,
+    in order."""
+    if threads == 1 or n <= 1:
+        return [work(slice(0, n))]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, parts(n, threads * PARTS)))

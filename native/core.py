@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..errors import CorruptIndex, InvalidInput
 from ._core import ffi, lib
 from .answers import Answers, JoinedAnswers, PackedAnswers
-from .arrays import checked, divided, floats, pack, parts, pointer, side_by_side
+from .arrays import checked, floats, pack, pointer, side_by_side
 
 __all__ = ["FRAMES", "SLAB", "Core", "Slab", "Tile", "Usage"]
 
@@ -197,7 +197,7 @@ class Core:
             )  # fmt: skip
             checked(code)
 
-        side_by_side(write, parts(len(keys), threads))
+        side_by_side(write, len(keys), threads)
         return slots
 
     def delete(self, keys: Sequence[bytes]) -> int:
@@ -250,8 +250,8 @@ class Core:
         """
         queries = floats(queries, self.dim)
         if threads > 1:
-            work = partial(self.search, k=k, ef=ef, rescore=rescore, radius=radius, allowed=allowed)
-            return JoinedAnswers(side_by_side(work, divided(queries, threads)))
+            ask = partial(self.search, k=k, ef=ef, rescore=rescore, radius=radius, allowed=allowed)
+            return JoinedAnswers(side_by_side(lambda part: ask(queries[part]), len(queries), threads))
         hits, nq = self._hits(), len(queries)
         bits, words = _bits(allowed)
         query = ffi.from_buffer("float[]", queries)
