@@ -2,9 +2,9 @@
  *
  * A walk goes through the others too, as long as it meets the allowed about as often as they are. Elsewhere it keeps to the
  * allowed, from a sample of them, and looks through those of the others beside them that are near enough, without going further
- * from there (between ACORN-1, arXiv 2403.04871, and the directed walk of NaviX, arXiv 2506.23397); or, where the allowed are few,
- * it gives way to a scan. Tried and lost, at equal time: looking through the others unmeasured, in any number; taking them up among
- * the candidates, to be looked through in turn; four times the sample. */
+ * from there (between ACORN-1, arXiv 2403.04871, and the directed walk of NaviX, arXiv 2506.23397); or, where the allowed are
+ * few, it gives way to a scan. Tried and lost, at equal time: looking through the others unmeasured, in any number; taking them
+ * up among the candidates, to be looked through in turn; four times the sample. */
 #include "walk.h"
 
 #define AFAR 0.6f /* of the growth of distances with rank, where a query is far from all that is allowed: they differ by less */
