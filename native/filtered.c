@@ -1,14 +1,17 @@
 /* Finding the nearest of the slots that are allowed: by a scan of them, or by a walk.
  *
- * A walk goes through the others too, as long as it meets the allowed about as often as they are. Elsewhere it looks through the
- * others without measuring them (ACORN-1, arXiv 2403.04871), from a sample of the allowed, or, where they are few, gives way to a
- * scan. Tried and lost, at equal time: measuring those others and going on from the nearest, at most one in a row; more of them
- * looked through for fewer candidates, or the reverse; three times the sample. */
+ * A walk goes through the others too, as long as it meets the allowed about as often as they are. Elsewhere it keeps to the
+ * allowed, from a sample of them, and looks through those of the others beside them that are near enough, without going further
+ * from there (between ACORN-1, arXiv 2403.04871, and the directed walk of NaviX, arXiv 2506.23397); or, where the allowed are
+ * few, it gives way to a scan. Tried and lost, at equal time: looking through the others unmeasured, in any number; taking them
+ * up among the candidates, to be looked through in turn; four times the sample. */
 #include "walk.h"
 
+#define AFAR 0.6f /* of the growth of distances with rank, where a query is far from all that is allowed: they differ by less */
+
 enum {
-    SAMPLE = 128,   /* allowed slots that a walk across what is forbidden starts from */
-    STRAY = 8,      /* one in so many candidates may be forbidden nodes before their share is judged */
+    SAMPLE = 32,    /* allowed slots that a walk across what is forbidden starts from */
+    STRAY = 16,     /* one in so many candidates may be forbidden nodes before their share is judged */
     SURE = 8,       /* rows scanned, for each met on the way across, in about the same time: a scan misses none */
     PRIOR = 16,     /* nodes walked from that the share of all counts for, against that of those near by */
     SCAN_AHEAD = 16 /* rows that a scan asks for before their signs are looked at */
@@ -25,7 +28,7 @@ typedef struct {
 
 static inline bool scan_measured(dl_index *ix, reader *r, const dl_kernels *k, met one)
 {
-    float d = one.row ? measure(ix, r, k, one.row) : coarse_distance(ix, &r->query, one.slot);
+    float d = distance_of(ix, r, k, one);
     return d >= worst(r) || keep(ix, r, (near){d, one.slot});
 }
 
@@ -81,58 +84,92 @@ int scan(dl_index *ix, reader *r, uint32_t ef, uint64_t now, const allowed *only
 
 /* ---- where all that is near is forbidden ---- */
 
-/* Of the unseen slots in a list, those that are allowed go into the batch, and the others, which may lead to more, to `others`.
- * Without branches: which a slot is cannot be foreseen. */
-static int sift(dl_index *ix, reader *r, uint32_t slot, const allowed *only, size_t first, met *batch, uint32_t *count,
-                uint32_t *others, uint32_t *left)
+/* The links of a node: how many are allowed, and by slot the unseen among them and among the others. */
+typedef struct {
+    uint32_t allowed, may_count, other_count;
+    uint32_t may[WIDEST], others[WIDEST];
+} sifted;
+
+/* Without branches: which a slot is cannot be foreseen. */
+static int sift(dl_index *ix, reader *r, uint32_t slot, const allowed *only, sifted *s)
 {
-    uint32_t words[WIDEST], cap = ix->links0, from = *count;
+    uint32_t all = 0, may_count = 0, other_count = 0;
     const _Atomic uint32_t *links = links_of(ix, slot, 0);
-    for (uint32_t i = cap; i-- > 0;) /* backwards, as in `hop` */
-        words[i] = get(links + i);
-    for (uint32_t i = 0; i < cap && *count < WIDEST; i++) {
-        if (words[i] == NONE)
+    for (uint32_t i = ix->links0; i-- > 0;) { /* backwards, as in `hop` */
+        uint32_t word = get(links + i), to = word & ~TREE;
+        if (word == NONE)
             continue;
-        uint32_t to = words[i] & ~TREE;
         if (to >> SLAB_BITS >= r->seen_slabs && !seen_fit(r, atomic_load(&ix->slab_count)))
             return DL_ENOMEM;
         bool unseen = ~r->seen[to >> 6] >> (to & 63) & 1, may = is_allowed(only, to);
-        batch[*count].slot = others[*left] = to;
-        *count += unseen & may;
-        *left += unseen & !may;
+        s->may[may_count] = s->others[other_count] = to;
+        may_count += unseen & may;
+        other_count += unseen & !may;
+        all += may;
     }
-    uint32_t end = *count;
-    *count = from;
-    for (uint32_t i = from; i < end; i++) {
-        uint32_t to = batch[i].slot;
-        if (seen_before(r, to)) /* a list half rewritten may hold it twice */
-            continue;
-        bool is_float;
-        const uint8_t *row = row_of(ix, to, &is_float);
-        if (!is_float)
-            fetch_row(row, first);
-        batch[(*count)++] = (met){to, is_float ? NULL : (const head *)(const void *)row};
-    }
+    s->allowed = all;
+    s->may_count = may_count;
+    s->other_count = other_count;
     return DL_OK;
 }
 
-/* Expand one node among the allowed alone: what is forbidden is not measured, only looked through, until as many nodes are met as
- * there may be links. */
+/* Their rows are asked for, and they join the batch, whose new size is returned. */
+static uint32_t join(dl_index *ix, reader *r, const uint32_t *slots, uint32_t most, size_t first, met *batch, uint32_t count)
+{
+    for (uint32_t i = 0; i < most; i++) {
+        if (seen_before(r, slots[i])) /* a list half rewritten may hold it twice */
+            continue;
+        bool is_float;
+        const uint8_t *row = row_of(ix, slots[i], &is_float);
+        if (!is_float)
+            fetch_row(row, first);
+        batch[count++] = (met){slots[i], is_float ? NULL : (const head *)(const void *)row};
+    }
+    return count;
+}
+
+/* Those of a batch that would be walked from if they were allowed, in order. */
+static uint32_t ways_on(dl_index *ix, reader *r, const dl_kernels *k, met *batch, uint32_t count, size_t first, near *ways)
+{
+    float limit = worst(r);
+    uint32_t near_enough = 0;
+    count = ask_signs(ix, r, k, batch, count, first, limit);
+    for (uint32_t i = 0; i < count; i++) {
+        float d = distance_of(ix, r, k, batch[i]);
+        if (d >= limit)
+            continue;
+        ways[near_enough++] = (near){d, batch[i].slot};
+        fetch_row((const void *)links_of(ix, batch[i].slot, 0), ix->links0 * sizeof(uint32_t));
+    }
+    near_sort(ways, near_enough);
+    return near_enough;
+}
+
+/* Expand one node among the allowed: the others are only looked through, the nearest first, until half as many again of the
+ * allowed are met as there may be links, new or not. */
 static int hop_across(dl_index *ix, reader *r, const dl_kernels *k, uint32_t slot, uint64_t now, const allowed *only)
 {
-    met batch[WIDEST];
-    uint32_t others[WIDEST], beyond[WIDEST], count = 0, left = 0, unused;
-    if (!seen_room(r, 3 * WIDEST))
+    met batch[3 * WIDEST], beside[WIDEST];
+    near ways[WIDEST];
+    sifted s;
+    if (!seen_room(r, 4 * WIDEST))
         return DL_ENOMEM;
     size_t first = first_bytes(ix, r);
-    int code = sift(ix, r, slot, only, first, batch, &count, others, &left);
-    for (uint32_t i = 0; code == DL_OK && i < left && count < ix->links0; i++) {
-        for (uint32_t next = i ? i + AHEAD : 0; next <= i + AHEAD && next < left; next++)
-            fetch_row((const void *)links_of(ix, others[next], 0), ix->links0 * sizeof(uint32_t));
-        if (!seen_before(r, others[i]))
-            code = sift(ix, r, others[i], only, first, batch, &count, beyond, (unused = 0, &unused));
+    if (r->cursor + 1 < r->pool_size) /* perhaps the next to be walked from */
+        fetch_row((const void *)links_of(ix, r->pool[r->cursor + 1].slot & ~EXPANDED, 0), ix->links0 * sizeof(uint32_t));
+    int code = sift(ix, r, slot, only, &s);
+    if (code != DL_OK)
+        return code;
+    uint32_t count = join(ix, r, s.may, s.may_count, first, batch, 0), met_so_far = s.allowed;
+    uint32_t left = join(ix, r, s.others, s.other_count, first, beside, 0);
+    left = ways_on(ix, r, k, beside, left, first, ways);
+    for (uint32_t i = 0; i < left && met_so_far < 3 * ix->config.m; i++, met_so_far += s.allowed) {
+        code = sift(ix, r, ways[i].slot, only, &s);
+        if (code != DL_OK)
+            return code;
+        count = join(ix, r, s.may, s.may_count, first, batch, count);
     }
-    return code == DL_OK ? meet_batch(ix, r, k, batch, count, first, now, only) : code;
+    return meet_batch(ix, r, k, batch, count, first, now, only);
 }
 
 /* Meet a sample of what is allowed, evenly from all of it. */
@@ -169,18 +206,21 @@ static int meet_sample(dl_index *ix, reader *r, const dl_kernels *k, uint64_t no
 
 /* As `walk` at level 0, with `few` candidates where what is allowed is no more frequent than everywhere, and towards all `ef`
  * where it is. Where most is forbidden, a walk would leave only by way of all that is nearer than the first allowed: it starts again
- * from a sample of the allowed and keeps to those, which lead less surely to the nearest, so with more candidates. */
-int walk_allowed(dl_index *ix, reader *r, uint32_t start, uint32_t few, uint32_t ef, uint64_t now, const allowed *only)
+ * from a sample of the allowed and keeps to those, as far as `reach` says for one from afar. */
+int walk_allowed(dl_index *ix, reader *r, uint32_t start, uint32_t few, uint32_t ef, extent reach, uint64_t now,
+                 const allowed *only)
 {
     const dl_kernels *k = dl_kernels_now();
     double live = (double)atomic_load(&ix->live) + 1, share = fmin((double)only->count / live, 1), others = 1 / share - 1;
     uint32_t entry = get(&ix->entry), slot, fair = 0, forbidden = 0;
     uint32_t most = few <= POOL_MOST && ef > POOL_MOST ? POOL_MOST : ef;
     uint32_t wide = few <= POOL_MOST && 2 * most > POOL_MOST ? POOL_MOST : 2 * most;
+    bool learnt = reach.ratio > 1 && reach.most <= POOL_MOST;
+    extent afar = learnt ? (extent){reach.k, reach.least, reach.most, powf(reach.ratio, AFAR)} : fixed_extent(wide);
     bool across = false;
     r->candidates.size = r->results.size = r->pool_size = r->cursor = 0;
     r->reach = fixed_extent(few);
-    if (pool_reserve(r, wide) != DL_OK || !seen_reset(ix, r) || !begin(ix, r, start, now, only) ||
+    if (pool_reserve(r, afar.most) != DL_OK || !seen_reset(ix, r) || !begin(ix, r, start, now, only) ||
         (entry != NONE && !begin(ix, r, entry, now, only)))
         return DL_ENOMEM;
     while (next_node(r, &slot)) {
@@ -194,7 +234,7 @@ int walk_allowed(dl_index *ix, reader *r, uint32_t start, uint32_t few, uint32_t
             if (only->count <= (uint64_t)SURE * ef * ix->links0)
                 return scan(ix, r, ef, now, only);
             across = true;
-            r->reach = fixed_extent(wide);
+            r->reach = afar;
             code = meet_sample(ix, r, k, now, only);
         } else if (!across) {
             uint32_t due = (uint32_t)(most * sqrt((fair + PRIOR * share) / (fair + forbidden + PRIOR)));
@@ -206,6 +246,6 @@ int walk_allowed(dl_index *ix, reader *r, uint32_t start, uint32_t few, uint32_t
         if (code != DL_OK)
             return code;
     }
-    bool whole = r->reach.most <= POOL_MOST ? r->pool_size == r->reach.most : r->results.size >= r->reach.most;
-    return !across || whole ? DL_OK : scan(ix, r, ef, now, only);
+    uint32_t kept = r->reach.most <= POOL_MOST ? r->pool_size : r->results.size;
+    return !across || kept >= r->reach.least ? DL_OK : scan(ix, r, ef, now, only);
 }

@@ -521,7 +521,8 @@ float distance_raw(const dl_index *ix, const float *query, const float *row);
 
 /* walk.c, filtered.c, refine.c, heaps.c */
 int walk(dl_index *ix, reader *r, uint32_t start, uint32_t level, extent reach, uint64_t now, const allowed *only);
-int walk_allowed(dl_index *ix, reader *r, uint32_t start, uint32_t few, uint32_t ef, uint64_t now, const allowed *only);
+int walk_allowed(dl_index *ix, reader *r, uint32_t start, uint32_t few, uint32_t ef, extent reach, uint64_t now,
+                 const allowed *only);
 int scan(dl_index *ix, reader *r, uint32_t ef, uint64_t now, const allowed *only);
 uint32_t descend(const dl_index *ix, reader *r, uint32_t start, uint32_t to);
 int found(reader *r, uint32_t want, uint32_t *count);

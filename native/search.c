@@ -160,12 +160,13 @@ static int search_one(dl_index *ix, reader *r, uint64_t now, const request *ask,
     if (entry == NONE)
         return DL_OK;
     int code;
+    extent reach = reach_of(ix, ask->k, ef);
     if (!only)
-        code = walk(ix, r, descend(ix, r, entry, 0), 0, reach_of(ix, ask->k, ef), now, NULL);
+        code = walk(ix, r, descend(ix, r, entry, 0), 0, reach, now, NULL);
     else if (scan_pays(ix, ef, only))
         code = scan(ix, r, ef, now, only);
     else
-        code = walk_allowed(ix, r, descend(ix, r, entry, 0), narrowed(ix, ef, ask->k, only), ef, now, only);
+        code = walk_allowed(ix, r, descend(ix, r, entry, 0), narrowed(ix, ef, ask->k, only), ef, reach, now, only);
     uint32_t want = ask->rescore > ask->k ? ask->rescore : ask->k;
     if (code == DL_OK)
         code = found(r, want, count);

@@ -173,13 +173,17 @@ static inline size_t first_bytes(const dl_index *ix, const reader *r)
     return gated(ix, usual) ? sign_bytes(ix) : ix->row_bytes;
 }
 
-/* Those of the batch that are near enough are met, once the signs have told which need not be measured. Their first bytes have
+static inline float distance_of(dl_index *ix, reader *r, const dl_kernels *k, met one)
+{
+    return one.row ? measure(ix, r, k, one.row) : coarse_distance(ix, &r->query, one.slot);
+}
+
+/* Leaves in a batch those that the signs do not tell to be farther than `limit`, and asks for all of them; their first bytes have
  * been asked for. */
-static inline __attribute__((always_inline)) int meet_batch(dl_index *ix, reader *r, const dl_kernels *k, met *batch,
-                                                            uint32_t count, size_t first, uint64_t now, const allowed *only)
+static inline __attribute__((always_inline)) uint32_t ask_signs(dl_index *ix, reader *r, const dl_kernels *k, met *batch,
+                                                                uint32_t count, size_t first, float limit)
 {
     bool gate = first < ix->row_bytes;
-    float limit = worst(r);
     if (gate && limit < INFINITY) {
         uint32_t left = 0;
         for (uint32_t i = 0; i < count; i++) {
@@ -200,9 +204,18 @@ static inline __attribute__((always_inline)) int meet_batch(dl_index *ix, reader
     for (uint32_t i = 0; gate && i < count; i++)
         if (batch[i].row)
             fetch_row((const uint8_t *)batch[i].row + first, ix->row_bytes - first);
+    return count;
+}
+
+/* Those of a batch that are near enough are met. */
+static inline __attribute__((always_inline)) int meet_batch(dl_index *ix, reader *r, const dl_kernels *k, met *batch,
+                                                            uint32_t count, size_t first, uint64_t now, const allowed *only)
+{
+    float limit = worst(r);
+    count = ask_signs(ix, r, k, batch, count, first, limit);
     for (uint32_t i = 0; i < count; i++) {
         const head *h = batch[i].row;
-        float d = h ? measure(ix, r, k, h) : coarse_distance(ix, &r->query, batch[i].slot);
+        float d = distance_of(ix, r, k, batch[i]);
         if (d >= limit)
             continue;
         if (!meet(ix, r, (near){d, batch[i].slot}, flags_of(h ? h : head_of(ix, batch[i].slot)), now, only))
