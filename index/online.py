@@ -191,7 +191,7 @@ class OnlineIndex:
     def _checked(self, x: Any, what: str) -> Vectors:
         array = np.ascontiguousarray(x, np.float32)
         if array.ndim != 2 or array.shape[1] != self.dim:
-            raise InvalidInput(f"expected {what}s of shape [n, {self.dim}], got {list(array.shape)}")
+            raise InvalidInput(f"expected a {what} array of shape [n, {self.dim}], got {list(array.shape)}")
         bad = ~((array.min(axis=1) > -LARGEST) & (array.max(axis=1) < LARGEST))  # NaN compares false
         if self.metric == "cosine":
             bad |= ~array.any(axis=1)
@@ -239,16 +239,16 @@ class OnlineIndex:
         if not (1 <= k <= MAX_K and 1 <= ef <= MAX_K):
             raise InvalidInput(f"k and ef must be 1 to {MAX_K}, not {k} and {ef}")
         rescored = rescore and self._raw is not None
-        if filter is None:
-            few = _few(k) if rescored else 0
-            try:
+        try:
+            if filter is None:
+                few = _few(k) if rescored else 0
                 return self._hits(self._core.search(queries, k, ef, few, threads=threads))
-            except InvalidInput:
-                self._checked(queries, "query")  # says which, and why
-                raise
-        x = self._checked(queries, "query")
-        run = partial(self._among, x, ef, rescored, threads)  # a closure would cost those without a filter
-        return self._hits(self._filtering.search(filter, x, k, MAX_K, run))
+            x = np.ascontiguousarray(queries, np.float32)
+            run = partial(self._among, x, ef, rescored, threads)  # a closure would cost those without filter
+            return self._hits(self._filtering.search(filter, x, k, MAX_K, run))
+        except InvalidInput:
+            self._checked(queries, "query")  # says which, and why
+            raise
 
     def _among(self, x: Vectors, ef: int, rescored: bool, threads: int, k: int, allowed: Bitset) -> Answers:
         few = _few(k) if rescored else 0

@@ -7,7 +7,7 @@
  * up among the candidates, to be looked through in turn; four times the sample. */
 #include "walk.h"
 
-#define AFAR 0.6f /* of the growth of distances with rank, where a query is far from all that is allowed: they differ by less */
+#define AFAR 0.65f /* of the growth of distances with rank, where a query is far from all that is allowed: they differ by less */
 
 enum {
     SAMPLE = 32,    /* allowed slots that a walk across what is forbidden starts from */

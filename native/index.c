@@ -309,6 +309,18 @@ bool all_finite(const float *x, size_t n)
     return finite;
 }
 
+bool all_directed(const dl_index *ix, const float *x, size_t n)
+{
+    size_t dim = ix->config.dim;
+    bool directed = true;
+    for (size_t row = 0; ix->config.metric == DL_COSINE && directed && row < n; row++) {
+        directed = false;
+        for (size_t i = 0; i < dim; i++)
+            directed |= x[row * dim + i] != 0;
+    }
+    return directed;
+}
+
 int dl_upsert(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, const uint8_t *payloads,
               const uint64_t *payload_offsets, const float *vectors, const uint64_t *rows, uint32_t *slots)
 {

@@ -563,6 +563,7 @@ uint32_t standing_heir(const dl_index *ix, uint32_t slot);
 /* index.c */
 void settle(dl_index *ix);
 bool all_finite(const float *x, size_t n); /* and small enough that squares stay finite */
+bool all_directed(const dl_index *ix, const float *x, size_t n); /* under cosine: no row of zeros */
 bool row_exists(const dl_index *ix, uint64_t row);
 
 /* tree.c */

@@ -207,8 +207,8 @@ int dl_search(dl_index *ix, const float *queries, uint32_t nq, uint32_t k, uint3
 {
     size_t dim = ix->config.dim;
     request ask = {k, ef, rescore, radius};
-    if (!ask.k || !ask.ef || ask.k > 1u << 24 || ask.ef > 1u << 24 || !all_finite(queries, nq * dim) || isnan(ask.radius) ||
-        (uint64_t)nq * ask.k > 1u << 30)
+    if (!ask.k || !ask.ef || ask.k > 1u << 24 || ask.ef > 1u << 24 || !all_finite(queries, nq * dim) ||
+        !all_directed(ix, queries, nq) || isnan(ask.radius) || (uint64_t)nq * ask.k > 1u << 30)
         return DL_EINVAL;
     bool bounded = ask.radius < INFINITY;
     if (ask.ef < ask.k && !bounded)
@@ -272,7 +272,7 @@ static int exact_all(dl_index *ix, reader *r, uint64_t now, const float *plain, 
 int dl_exact(dl_index *ix, const float *queries, uint32_t nq, uint32_t k, const uint64_t *bits, uint32_t words, dl_hits *out)
 {
     size_t dim = ix->config.dim;
-    if (!k || k > 1u << 24 || !all_finite(queries, nq * dim))
+    if (!k || k > 1u << 24 || (uint64_t)nq * k > 1u << 30 || !all_finite(queries, nq * dim) || !all_directed(ix, queries, nq))
         return DL_EINVAL;
     allowed only = {bits, slots_of(words), 0};
     uint64_t now;

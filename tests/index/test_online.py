@@ -129,6 +129,23 @@ def test_bad_input_changes_nothing(keys: list[object], vectors: list[list[float]
     assert index.upsert([b"a"], [[1, 2]]) == 1
 
 
+@pytest.mark.parametrize("filter", [None, {"kind": "a"}])
+@pytest.mark.parametrize(
+    ("query", "reason"),
+    [
+        ([[0, 0]], "query 0 has no direction"),
+        ([[1, 2], [np.nan, 1]], "query 1 holds a component that is not finite"),
+        ([[1, 2, 3]], "expected a query array of shape"),
+    ],
+)
+def test_bad_queries_are_refused(query: list[list[float]], reason: str, filter: dict[str, str] | None):
+    """With a filter or without; the refusal says which row and why."""
+    index = OnlineIndex(2, "cosine")
+    index.upsert([b"a"], [[1, 2]], [{"kind": "a"}])
+    with pytest.raises(InvalidInput, match=reason):
+        index.search(np.array(query), filter=filter)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
