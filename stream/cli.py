@@ -14,6 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from ..errors import DriftlineError
+from .drift_commands import drift_app
 from .endings import exit_code, explanation
 from .options import (
     ConfigOption,
@@ -42,6 +43,7 @@ app = typer.Typer(
     "Produced records are searchable within milliseconds; searches are asked and answered over topics.",
     epilog="Start with `driftline demo`. Without Kafka everything runs on a local log (`local:DIRECTORY`).",
 )
+app.add_typer(drift_app, name="drift")
 app.add_typer(snapshots_app, name="snapshots")
 
 
@@ -208,22 +210,6 @@ def status(
         raise typer.Exit(2) from None
     print_result(answer, as_json, "status")
     raise typer.Exit(0 if answer["ready"] else 1)
-
-
-@app.command()
-def drift(
-    limit: Annotated[int, typer.Option(min=1, help="Show so many of the newest events.")] = 30,
-    config: ConfigOption = None,
-    log: LogOption = None,
-    data_dir: DataDirOption = None,
-    sets: SetOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Show how the data drifted: the events on the drift topic, and the encoder frames of the running
-    service."""
-    from .history import drift as run
-
-    print_result(finish(run(settings_of(config, log, data_dir, sets), limit)), as_json, "drift")
 
 
 @app.command()

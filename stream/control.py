@@ -1,8 +1,8 @@
 """The control socket: how the command line talks to a running service.
 
 A Unix domain socket `control.sock` in the data directory; only who may use the directory may use it. One
-JSON object a line each way: `{"command": "status"}` -> `{"ok": {...}}` or `{"error": "sentence"}`. Any
-number of commands a connection.
+JSON object a line each way: `{"command": "status"}` -> `{"ok": {...}}` or `{"error": "sentence"}`. A
+command's arguments stand beside it. Any number of commands a connection.
 """
 
 import asyncio
@@ -16,12 +16,13 @@ from typing import Any
 
 from ..errors import DriftlineError
 
-__all__ = ["Handler", "ServiceUnreachable", "ask", "serve_control"]
+__all__ = ["Arguments", "Handler", "ServiceUnreachable", "ask", "serve_control"]
 
 NAME = "control.sock"
 MAX_LINE = 1 << 20  # bytes of one command or answer
 
-Handler = Callable[[], Awaitable[Mapping[str, object]]]
+Arguments = Mapping[str, Any]
+Handler = Callable[[Arguments], Awaitable[Mapping[str, object]]]
 
 
 class ServiceUnreachable(DriftlineError):
@@ -55,7 +56,7 @@ async def serve_control(data_dir: Path, handlers: Mapping[str, Handler]) -> Asyn
         except (ValueError, KeyError, TypeError):
             return {"error": f'expected a line {{"command": NAME}}, NAME one of {", ".join(handlers)}'}
         try:
-            return {"ok": await handler()}
+            return {"ok": await handler(request)}
         except DriftlineError as error:
             return {"error": str(error)}
 
@@ -80,7 +81,9 @@ async def serve_control(data_dir: Path, handlers: Mapping[str, Handler]) -> Asyn
         (data_dir / NAME).unlink(missing_ok=True)
 
 
-def ask(data_dir: Path, command: str, timeout_s: float = 5.0) -> dict[str, Any]:
+def ask(
+    data_dir: Path, command: str, arguments: Arguments | None = None, *, timeout_s: float = 5.0
+) -> dict[str, Any]:
     """Send one command to the service in `data_dir` and return its answer.
 
     Raises ServiceUnreachable where none answers in time, DriftlineError where it answers with an error.
@@ -89,7 +92,7 @@ def ask(data_dir: Path, command: str, timeout_s: float = 5.0) -> dict[str, Any]:
         with _short_path(data_dir) as path, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(timeout_s)
             connection.connect(path)
-            connection.sendall(json.dumps({"command": command}).encode() + b"\n")
+            connection.sendall(json.dumps({**(arguments or {}), "command": command}).encode() + b"\n")
             with connection.makefile("rb") as stream:
                 line = stream.readline(MAX_LINE)
     except OSError as error:

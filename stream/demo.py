@@ -178,7 +178,7 @@ async def _crash(
     console: Console,
 ) -> dict[str, Any]:
     _head(console, "A snapshot, a few more records, then kill -9", "driftline snapshots take")
-    snapshot = (await asyncio.to_thread(ask, child.data_dir, "snapshot", DEADLINE_S))["snapshot"]
+    snapshot = (await asyncio.to_thread(ask, child.data_dir, "snapshot", timeout_s=DEADLINE_S))["snapshot"]
     gone = [str(row) for row in range(0, 500, 5)]
     after = await feed.delete(gone)
     before = await _answers(data, client, after)

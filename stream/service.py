@@ -15,7 +15,7 @@ from importlib.metadata import version
 from ..errors import LogError
 from .applied import Applied
 from .config import Settings
-from .control import serve_control
+from .control import Arguments, serve_control
 from .drift_events import DriftEvents
 from .endings import explanation
 from .events import Logger
@@ -135,11 +135,11 @@ class Service:
             return
         await self._snapshots.take("stop")
 
-    async def _snapshot(self) -> Mapping[str, object]:
+    async def _snapshot(self, _: Arguments) -> Mapping[str, object]:
         taken = await self._snapshots.take("asked")
         return {"snapshot": None if taken is None else asdict(taken)}
 
-    async def _status(self) -> Mapping[str, object]:
+    async def _status(self, _: Arguments) -> Mapping[str, object]:
         settings, shard, counters = self._settings, self._shard, self._counters
         applied = self._applied.offsets
         lag: dict[int, int] | None = None

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 from driftline.errors import DriftlineError, SnapshotError
-from driftline.stream.control import NAME, Handler, ServiceUnreachable, ask, serve_control
+from driftline.stream.control import NAME, Arguments, Handler, ServiceUnreachable, ask, serve_control
 
 
-async def greet() -> dict[str, object]:
-    return {"greeting": "hello"}
+async def greet(arguments: Arguments) -> dict[str, object]:
+    return {"greeting": "hello " + arguments["name"] if "name" in arguments else "hello"}
 
 
-async def refuse() -> dict[str, object]:
+async def refuse(_: Arguments) -> dict[str, object]:
     raise SnapshotError("the disk is full")
 
 
@@ -28,6 +28,13 @@ async def test_a_command_is_answered(tmp_path: Path) -> None:
     assert not (tmp_path / NAME).exists()
     with pytest.raises(ServiceUnreachable, match="driftline serve"):
         await asyncio.to_thread(ask, tmp_path, "greet")
+
+
+async def test_a_command_has_arguments(tmp_path: Path) -> None:
+    """They reach the handler as they were given."""
+    async with serve_control(tmp_path, HANDLERS):
+        answer = await asyncio.to_thread(ask, tmp_path, "greet", {"name": "world"})
+    assert answer == {"greeting": "hello world"}
 
 
 async def test_errors_come_back_as_sentences(tmp_path: Path) -> None:

@@ -4,10 +4,10 @@ Rows are fed in order, as the index feeds them. A first frame is fitted after --
 a new one is fitted and, if it gains enough, used from then on. The table has a line for every alarm: what a
 new frame gains is the mean squared error of the newest rows in the old frame / in the new one.
 
-    python benchmarks/drift.py --base sift128_base.npy
-    python benchmarks/drift.py --base fashion_mnist784.npz:base --order-by fashion_mnist784.npz:base_label
-    python benchmarks/drift.py --base commits384.npz:base --shift-from-middle 4,1 --recall
-    python benchmarks/drift.py --synthetic bursts,128,60000 --seed 3
+    python benchmarks/alarms.py --base sift128_base.npy
+    python benchmarks/alarms.py --base fashion_mnist784.npz:base --order-by fashion_mnist784.npz:base_label
+    python benchmarks/alarms.py --base commits384.npz:base --shift-from-middle 4,1 --recall
+    python benchmarks/alarms.py --synthetic bursts,128,60000 --seed 3
 """
 
 import argparse
