@@ -18,7 +18,8 @@ uint32_t choose(dl_index *ix, reader *r, near *list, uint32_t count, uint32_t se
         near item = list[i];
         bool stays = true;
         for (uint32_t j = 0; i >= settled && stays && j < kept; j++)
-            stays = relaxed * coarse_distance(ix, &r->kept[j], item.slot) >= item.distance && !alike(ix, list[j].slot, item.slot);
+            stays = relaxed * coarse_distance(ix, &r->kept[j], item.slot) >= item.distance &&
+                    !(list[j].distance == item.distance && alike(ix, list[j].slot, item.slot));
         if (!stays)
             continue;
         if (kept + 1 < limit)
@@ -50,10 +51,11 @@ static void replace_link(dl_index *ix, reader *r, _Atomic uint32_t *links, uint3
     for (uint32_t i = 0; link_at(links, cap, i, &slot); i++)
         fetch_row(head_of(ix, slot), ix->row_bytes);
     probe_slot(ix, owner, from, r->codes);
+    float apart = coarse_distance(ix, owner, to.slot); /* as `own` is measured, where `to.distance` was from the other end */
     for (uint32_t i = 0; link_at(links, cap, i, &slot); i++) {
         own[i] = coarse_distance(ix, owner, slot);
         cross[i] = coarse_distance(ix, &r->query, slot);
-        if ((own[i] < to.distance && cross[i] < to.distance) || alike(ix, slot, to.slot))
+        if ((own[i] < to.distance && cross[i] < to.distance) || (own[i] == apart && alike(ix, slot, to.slot)))
             return;
     }
     for (uint32_t i = 0; i < cap; i++) {
