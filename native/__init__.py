@@ -2,7 +2,7 @@
 
 from .answers import Answers, MergedAnswers
 from .core import FRAMES, SLAB, Core, Slab, Tile, Usage
-from .functions import bin_counts, force_isa, isa, rotate, tile_decode, tile_encode, unrotate
+from .functions import bin_counts, force_isa, isa, moments, rotate, tile_decode, tile_encode, unrotate
 
 __all__ = [
     "FRAMES",
@@ -16,6 +16,7 @@ __all__ = [
     "bin_counts",
     "force_isa",
     "isa",
+    "moments",
     "rotate",
     "tile_decode",
     "tile_encode",

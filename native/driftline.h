@@ -124,6 +124,9 @@ void dl_tile_encode(const float *x, uint8_t *codes, size_t n, uint32_t dim, cons
 void dl_tile_decode(const uint8_t *codes, float *out, size_t n, uint32_t dim, const float *mean,
                     const float *scale, const float *table, uint32_t bits);
 void dl_bin_counts(const uint8_t *codes, int64_t *counts, size_t n, uint32_t dim); /* adds into [dim * 16] */
+/* Take rows one by one into the weight of all rows, their mean and the sum of squared deviations from it, [dim] each (Welford, 1962;
+ * with `decay` < 1, West, 1979: a row multiplies the weights of those before it). The same bits however rows are cut into calls. */
+void dl_moments(const float *x, size_t n, uint32_t dim, double decay, double *weight, double *mean, double *squares);
 
 /* ---- life ---- */
 int dl_open(const dl_config *config, dl_index **out);

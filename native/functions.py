@@ -7,9 +7,10 @@ from ..errors import InvalidInput
 from ._core import ffi, lib
 from .arrays import floats, pointer
 
-__all__ = ["bin_counts", "force_isa", "isa", "rotate", "tile_decode", "tile_encode", "unrotate"]
+__all__ = ["bin_counts", "force_isa", "isa", "moments", "rotate", "tile_decode", "tile_encode", "unrotate"]
 
 Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 Codes = NDArray[np.uint8]
 
 
@@ -89,3 +90,24 @@ def bin_counts(codes: Codes) -> NDArray[np.int64]:
     counts = np.zeros((codes.shape[1], 16), np.int64)
     lib.dl_bin_counts(pointer("uint8_t[]", codes), pointer("int64_t[]", counts), *codes.shape)
     return counts
+
+
+def moments(
+    x: Floats, weight: float, mean: Doubles, squares: Doubles, decay: float = 1.0
+) -> tuple[float, Doubles, Doubles]:
+    """Weight, mean and sum of squared deviations, float64 [dim] each, after the rows of float32 [n, dim] too.
+
+    The arguments are the same before them; zeros at first. Each row multiplies the weights of those before it
+    by `decay`. Rows are taken one by one, so the answer has the same bits however they are cut into calls.
+    """
+    x = floats(x)
+    n, dim = x.shape
+    if mean.shape != (dim,) or squares.shape != (dim,):
+        raise InvalidInput(f"expected moments of {dim} dimensions")
+    total = np.array([weight])
+    mean, squares = mean.astype(np.float64), squares.astype(np.float64)
+    lib.dl_moments(
+        pointer("float[]", x), n, dim, decay, pointer("double[]", total), pointer("double[]", mean),
+        pointer("double[]", squares),
+    )  # fmt: skip
+    return float(total[0]), mean, squares
