@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorruptIndex, InvalidInput
-from ..native import bin_counts, rotate, tile_decode, tile_encode, unrotate
+from ..native import bin_counts, rotate, row_errors, tile_decode, tile_encode, unrotate
 from .packing import array_bytes, array_of, message, message_of, number
 from .statistics import SPAN, Moments, as_rows
 
@@ -173,12 +173,7 @@ class TileParameters:
 
     def row_errors(self, rotated: Vectors, bits: int = 8) -> NDArray[np.float64]:
         """float64 [n]: |x - decode(encode(x))|^2 of each row of float32 [n, dim] in rotated coordinates."""
-        errors = np.empty(len(rotated))
-        for start in range(0, len(rotated), SPAN):
-            rows = rotated[start : start + SPAN]
-            difference = rows - self.decode_rotated(self.encode_rotated(rows), bits)
-            np.einsum("ij,ij->i", difference, difference, dtype=np.float64, out=errors[start : start + SPAN])
-        return errors
+        return row_errors(rotated, self.mean, self.scale, self.edges, self.table(bits), bits)
 
     def to_bytes(self) -> bytes:
         fields = {

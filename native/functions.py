@@ -7,7 +7,17 @@ from ..errors import InvalidInput
 from ._core import ffi, lib
 from .arrays import floats, pointer
 
-__all__ = ["bin_counts", "force_isa", "isa", "moments", "rotate", "tile_decode", "tile_encode", "unrotate"]
+__all__ = [
+    "bin_counts",
+    "force_isa",
+    "isa",
+    "moments",
+    "rotate",
+    "row_errors",
+    "tile_decode",
+    "tile_encode",
+    "unrotate",
+]
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -69,19 +79,42 @@ def _codes(codes: Codes) -> Codes:
     return codes
 
 
+def _table(table: Floats, bits: int) -> Floats:
+    if not 1 <= bits <= 8:
+        raise InvalidInput(f"bits must be 1 to 8, not {bits}")
+    return _row(table, 2**bits)
+
+
 def tile_decode(codes: Codes, mean: Floats, scale: Floats, table: Floats, bits: int) -> Floats:
     """float32 [n, dim]: mean + scale * table[top `bits` bits of the code]; `table` holds 2 ** bits values."""
     codes = _codes(codes)
     n, dim = codes.shape
-    if not 1 <= bits <= 8:
-        raise InvalidInput(f"bits must be 1 to 8, not {bits}")
-    mean, scale, table = _row(mean, dim), _row(scale, dim), _row(table, 2**bits)
+    mean, scale, table = _row(mean, dim), _row(scale, dim), _table(table, bits)
     out = np.empty((n, dim), np.float32)
     lib.dl_tile_decode(
         pointer("uint8_t[]", codes), pointer("float[]", out), n, dim, pointer("float[]", mean),
         pointer("float[]", scale), pointer("float[]", table), bits,
     )  # fmt: skip
     return out
+
+
+def row_errors(x: Floats, mean: Floats, scale: Floats, edges: Floats, table: Floats, bits: int) -> Doubles:
+    """float64 [n]: |x - y|^2 of each row of float32 [n, dim], y what its code of `bits` bits decodes to.
+
+    As `tile_encode` and `tile_decode` have it, in one call: other Python threads run meanwhile, and no codes
+    are kept.
+    """
+    x = floats(x)
+    n, dim = x.shape
+    mean, scale = _row(mean, dim), _row(scale, dim)
+    edges, table = _row(edges, 255), _table(table, bits)
+    inverse, errors = 1 / scale, np.empty(n)
+    lib.dl_row_errors(
+        pointer("float[]", x), pointer("double[]", errors), n, dim, pointer("float[]", mean),
+        pointer("float[]", scale), pointer("float[]", inverse), pointer("float[]", edges),
+        pointer("float[]", table), bits,
+    )  # fmt: skip
+    return errors
 
 
 def bin_counts(codes: Codes) -> NDArray[np.int64]:

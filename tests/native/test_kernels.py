@@ -247,6 +247,26 @@ def test_tile_decode_looks_up_prefixes(isa: str, bits: int):
         )
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bits", [1, 3, 8])
+def test_row_errors_are_those_of_decoded_codes(isa: str, bits: int):
+    """Squared distances from rows to what their codes decode to, in float64, at every dimension up to 130 and
+    beyond the span that is coded at once."""
+    native.force_isa(isa)
+    rng = np.random.default_rng(bits)
+    edges, table = edges_of("normal"), np.sort(rng.normal(size=2**bits)).astype(np.float32)
+    for dim in (*LENGTHS, 255, 256, 257, 784):
+        x, mean = rng.normal(size=(3, dim)).astype(np.float32), rng.normal(size=dim).astype(np.float32)
+        scale = rng.uniform(0.1, 3, dim).astype(np.float32)
+        decoded = native.tile_decode(native.tile_encode(x, mean, 1 / scale, edges), mean, scale, table, bits)
+        expected = ((x - decoded).astype(np.float64) ** 2).sum(axis=1)
+        found = native.row_errors(x, mean, scale, edges, table, bits)
+        np.testing.assert_allclose(found, expected, rtol=1e-13)
+    assert not len(native.row_errors(np.empty((0, 4), np.float32), mean[:4], scale[:4], edges, table, bits))
+    with pytest.raises(ValueError, match="values"):
+        native.row_errors(x, mean, scale, edges, table[1:], bits)
+
+
 def test_bin_counts_is_a_histogram():
     """Counts of the top four bits, per dimension."""
     codes = np.random.default_rng(0).integers(0, 256, (500, 3), np.uint8)
