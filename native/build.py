@@ -27,7 +27,7 @@ ffibuilder.set_source(
     '#include "driftline.h"',
     # relative to the project's root, where setuptools runs: a distribution must not name absolute paths
     sources=[f"native/{name}.c" for name in SOURCES],
-    depends=["native/driftline.h", "native/internal.h", "native/kernels.h", "native/walk.h"],
+    depends=[f"native/{name}.h" for name in ("driftline", "internal", "kernels", "hadamard", "walk")],
     include_dirs=["native"],
     libraries=["m"],
     py_limited_api=True,

@@ -116,7 +116,7 @@ float dl_ip(const float *a, const float *b, size_t n);
 void dl_split(const uint8_t *codes, uint8_t *signs, uint8_t *upper, uint8_t *lower, uint8_t *lows, size_t n);
 void dl_join(const uint8_t *signs, const uint8_t *upper, const uint8_t *lower, const uint8_t *lows, uint8_t *codes, size_t n);
 
-/* The rotation: sign flips and fast Hadamard transforms over two overlapping power-of-two windows, twice. */
+/* The rotation: sign flips and fast Hadamard transforms over two overlapping power-of-two windows, twice. `out` may be `x`. */
 void dl_rotate(const float *x, float *out, size_t n, uint32_t dim, uint64_t seed);
 void dl_unrotate(const float *x, float *out, size_t n, uint32_t dim, uint64_t seed);
 void dl_tile_encode(const float *x, uint8_t *codes, size_t n, uint32_t dim, const float *mean,

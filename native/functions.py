@@ -35,10 +35,17 @@ def force_isa(name: str) -> None:
         raise InvalidInput(f"this machine has no {name} kernels")
 
 
+def _rotatable(x: Floats) -> Floats:
+    x = floats(x)
+    if not 1 <= x.shape[1] <= lib.DL_MAX_DIM:
+        raise InvalidInput(f"vectors of 1 to {lib.DL_MAX_DIM} dimensions can be rotated, not of {x.shape[1]}")
+    return x
+
+
 def rotate(x: Floats, seed: int) -> Floats:
     """The structured random rotation of float32 [n, dim]: orthogonal, O(dim log dim), the same for the same
     seed."""
-    x = floats(x)
+    x = _rotatable(x)
     out = np.empty_like(x)
     lib.dl_rotate(pointer("float[]", x), pointer("float[]", out), len(x), x.shape[1], seed)
     return out
@@ -46,7 +53,7 @@ def rotate(x: Floats, seed: int) -> Floats:
 
 def unrotate(x: Floats, seed: int) -> Floats:
     """The inverse of `rotate`."""
-    x = floats(x)
+    x = _rotatable(x)
     out = np.empty_like(x)
     lib.dl_unrotate(pointer("float[]", x), pointer("float[]", out), len(x), x.shape[1], seed)
     return out

@@ -1,5 +1,6 @@
 """Kernels against the scalar ones, and the scalar ones and the pure functions against their definitions."""
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -184,6 +185,15 @@ def test_rotation_is_the_same_on_every_machine(dim: int):
         assert np.array_equal(native.unrotate(x, 7), back)
 
 
+def test_rotation_is_the_one_of_stored_frames():
+    """Frames store the seed alone: what it stands for may never change, not in one rounding."""
+    x = (np.arange(800) * 7919 % 2001 - 1000).reshape(8, 100).astype(np.float32)
+    assert hashlib.sha256(native.rotate(x, 9).astype("<f4").tobytes()).hexdigest()[:16] == "1ca37c3e56974f28"
+    assert (
+        hashlib.sha256(native.unrotate(x, 9).astype("<f4").tobytes()).hexdigest()[:16] == "5423d2f083bc5a48"
+    )
+
+
 def edges_of(kind: str) -> np.ndarray:
     rng = np.random.default_rng(0)
     edges = {
@@ -294,5 +304,8 @@ def test_shapes_are_checked():
         native.tile_encode(x, np.zeros(2, np.float32), np.ones(3, np.float32), np.zeros(255, np.float32))
     with pytest.raises(ValueError, match=r"\[n, dim\]"):
         native.rotate(np.zeros(3, np.float32), 0)
+    for dim in (0, 4097):
+        with pytest.raises(ValueError, match="1 to 4096"):
+            native.rotate(np.zeros((1, dim), np.float32), 0)
     assert functions.isa() == native.isa()
     assert ffi.sizeof("float") == 4
