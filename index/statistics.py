@@ -10,13 +10,14 @@ from ..errors import CorruptIndex, InvalidInput
 from ..native import moments
 from .packing import array_bytes, array_of, mapping, message, message_of, number
 
-__all__ = ["LARGEST", "SPAN", "Moments", "as_rows", "spans"]
+__all__ = ["LARGEST", "SPAN", "Moments", "as_rows", "blocks", "spans"]
 
 Vectors = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
 STATE_VERSION = 1
 SPAN = 64  # rows worked on at once: what is needed for a moment stays small, and leaves no holes in the heap
+BLOCK = 1 << 18  # bytes of rows rotated at once: what is next done with them finds them in the cache
 LARGEST = 1e18  # of a component: its square, and a rotated vector's components, stay finite in float32
 
 
@@ -48,6 +49,12 @@ def spans(parts: Iterable[Vectors]) -> Iterator[Vectors]:
                 held, count = [], 0
     if held:
         yield np.concatenate(held)
+
+
+def blocks(x: Vectors) -> Iterator[slice]:
+    """The rows of x, BLOCK bytes at a time."""
+    rows = max(BLOCK // (x.itemsize * x.shape[1]), 1)
+    return (slice(start, start + rows) for start in range(0, len(x), rows))
 
 
 class Moments:

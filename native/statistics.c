@@ -15,8 +15,9 @@ typedef struct {
     double factor; /* of its squared distance from the old mean */
 } step;
 
-/* One product or sum a statement: compilers fuse what is in one expression, where a machine can, and round it once. */
-static inline void take(const float *x, size_t n, uint32_t dim, uint32_t columns, const step *steps, double decay,
+/* One product or sum a statement: compilers fuse what is in one expression, where a machine can, and round it once. Inlined by
+ * force: a number of columns that is known is what keeps the sums in registers. */
+static inline __attribute__((always_inline)) void take(const float *x, size_t n, uint32_t dim, uint32_t columns, const step *steps, double decay,
                         double *mean, double *squares)
 {
     double m[COLUMNS], s[COLUMNS];
