@@ -7,15 +7,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorruptIndex, InvalidInput
-from .packing import array_bytes, array_of, mapping, number
+from ..native import moments
+from .packing import array_bytes, array_of, mapping, message, message_of, number
 
-__all__ = ["LARGEST", "SPAN", "Moments", "as_rows", "spans"]
+__all__ = ["LARGEST", "SPAN", "Moments", "as_rows", "blocks", "spans"]
 
 Vectors = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
 STATE_VERSION = 1
 SPAN = 64  # rows worked on at once: what is needed for a moment stays small, and leaves no holes in the heap
+BLOCK = 1 << 18  # bytes of rows rotated at once: what is next done with them finds them in the cache
 LARGEST = 1e18  # of a component: its square, and a rotated vector's components, stay finite in float32
 
 
@@ -49,13 +51,18 @@ def spans(parts: Iterable[Vectors]) -> Iterator[Vectors]:
         yield np.concatenate(held)
 
 
+def blocks(x: Vectors) -> Iterator[slice]:
+    """The rows of x, BLOCK bytes at a time."""
+    rows = max(BLOCK // (x.itemsize * x.shape[1]), 1)
+    return (slice(start, start + rows) for start in range(0, len(x), rows))
+
+
 class Moments:
     """Mean and variance of each dimension over a stream of rows, in float64.
 
-    Batches are merged by Chan, Golub and LeVeque (1979), which does not cancel as sums of squares do. With
-    `forget`, rows
-    count half after so many further rows: a batch ages all that came before it, the rows of one batch count
-        the same.
+    Rows are taken one by one (Welford, 1962), which does not cancel as sums of squares do: the same bits
+    however they are cut into batches, on every machine. With `forget`, a row counts half after so many
+    further rows.
     """
 
     def __init__(self, dim: int, forget: float | None = None) -> None:
@@ -65,32 +72,41 @@ class Moments:
         self.n = 0.0
         """Rows, each by its weight."""
         self._forget = forget
-        self._mean = np.zeros(dim)
-        self._squares = np.zeros(dim)  # weighted sum of squared deviations from the mean
+        self._mean: Doubles = np.zeros(dim)
+        self._squares: Doubles = np.zeros(dim)  # weighted sum of squared deviations from the mean
 
     def update(self, x: Vectors | Doubles) -> None:
-        """Take the rows of float32 or float64 [n, dim]."""
-        if not len(x):
+        """Take the rows of float32 or float64 [n, dim]; those of float64, in Python, are meant to be few."""
+        if x.dtype == np.float64:
+            for row in x:
+                self._age(1)
+                self._add(1.0, row, np.zeros(self.dim))
             return
-        batch = Moments(self.dim)
-        for start in range(0, len(x), SPAN):
-            rows = x[start : start + SPAN].astype(np.float64)
-            mean = rows.mean(axis=0)
-            rows -= mean
-            batch._add(float(len(rows)), mean, np.einsum("ij,ij->j", rows, rows))
-        self.merge(batch)
+        rows = np.asarray(x, np.float32)
+        self.n, self._mean, self._squares = moments(rows, self.n, self._mean, self._squares, self._kept(1))
 
     def merge(self, other: "Moments") -> None:
-        """Take what `other` has seen, as the newest rows."""
+        """Take what `other` has seen (Chan, Golub and LeVeque, 1979).
+
+        If it forgets, its rows have aged by themselves, as those of another partition have: neither side
+        ages the other. If it does not, it is a batch of rows that are newer than all that were seen here.
+        """
         if other.dim != self.dim:
             raise InvalidInput(f"cannot merge moments of {other.dim} dimensions into {self.dim}")
+        if other._forget is None:
+            self._age(other.n)
         self._add(other.n, other._mean, other._squares)
 
+    def _kept(self, rows: float) -> float:
+        """What a weight is multiplied by when so many rows come."""
+        return 1.0 if self._forget is None else 0.5 ** (rows / self._forget)
+
+    def _age(self, rows: float) -> None:
+        kept = self._kept(rows)
+        self.n *= kept
+        self._squares = self._squares * kept
+
     def _add(self, n: float, mean: Doubles, squares: Doubles) -> None:
-        if self._forget is not None:
-            decay = 0.5 ** (n / self._forget)
-            self.n *= decay
-            self._squares = self._squares * decay
         total = self.n + n
         if not total:
             return
@@ -104,6 +120,17 @@ class Moments:
         if not self.n:
             raise InvalidInput("no row has been seen yet")
         return self._mean.copy(), self._squares / self.n
+
+    def to_bytes(self) -> bytes:
+        """A message of kind "moments" (index/packing.py), with the fields of `state`: for another process to
+        merge."""
+        return message("moments", self.state())
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Moments":
+        """What `to_bytes` wrote. CorruptIndex for anything that it could not have written."""
+        state = message_of("moments", data)
+        return cls.from_state(len(array_of(state, "mean", "f8", (-1,))), state)
 
     def state(self) -> dict[str, Any]:
         """For `from_state`: version (1), n, forget (float or nil), mean and squares (f8 [dim])."""
@@ -122,10 +149,10 @@ class Moments:
         if state.get("version") != STATE_VERSION:
             raise CorruptIndex(f"moments of version {state.get('version')!r}, not {STATE_VERSION}")
         forget = None if state.get("forget") is None else number(state, "forget", 1e-300, 1e300)
-        moments = cls(dim, forget)
-        moments.n = float(number(state, "n", 0, 2**62))
-        moments._mean = array_of(state, "mean", "f8", (dim,))
-        moments._squares = array_of(state, "squares", "f8", (dim,))
-        if (moments._squares < 0).any():
+        restored = cls(dim, forget)
+        restored.n = float(number(state, "n", 0, 2**62))
+        restored._mean = array_of(state, "mean", "f8", (dim,))
+        restored._squares = array_of(state, "squares", "f8", (dim,))
+        if (restored._squares < 0).any():
             raise CorruptIndex("stored moments hold a negative variance")
-        return moments
+        return restored

@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorruptIndex, InvalidInput
-from ..native import bin_counts, rotate, tile_decode, tile_encode, unrotate
+from ..native import bin_counts, rotate, row_errors, tile_decode, tile_encode, unrotate
 from .packing import array_bytes, array_of, message, message_of, number
-from .statistics import SPAN, Moments, as_rows
+from .statistics import Moments, as_rows, blocks
 
 __all__ = ["BINS", "BITS", "SPREAD", "TileEncoder", "TileParameters"]
 
@@ -144,7 +144,11 @@ class TileParameters:
 
     def encode(self, x: Vectors) -> Codes:
         """uint8 [n, dim] of float32 [n, dim]. What lies beyond the outermost edge gets the outermost tile."""
-        return self.encode_rotated(self.rotated(as_rows(x, self.dim)))
+        rows = as_rows(x, self.dim)
+        codes = np.empty(rows.shape, np.uint8)
+        for block in blocks(rows):
+            codes[block] = self.encode_rotated(self.rotated(rows[block]))
+        return codes
 
     def encode_rotated(self, rotated: Vectors) -> Codes:
         """The same of vectors that `rotated` has been applied to."""
@@ -164,8 +168,8 @@ class TileParameters:
     def error(self, x: Vectors, bits: int = 8) -> float:
         """Mean over rows of |x - decode(encode(x))|^2; 0 without rows."""
         rows = as_rows(x, self.dim)
-        spans = (self.rotated(rows[start : start + SPAN]) for start in range(0, len(rows), SPAN))
-        return sum(float(self.row_errors(span, bits).sum()) for span in spans) / max(len(rows), 1)
+        sums = (float(self.row_errors(self.rotated(rows[block]), bits).sum()) for block in blocks(rows))
+        return sum(sums) / max(len(rows), 1)
 
     def error_rotated(self, rotated: Vectors, bits: int = 8) -> float:
         """The same of vectors that `rotated` has been applied to: a rotation keeps norms."""
@@ -173,12 +177,7 @@ class TileParameters:
 
     def row_errors(self, rotated: Vectors, bits: int = 8) -> NDArray[np.float64]:
         """float64 [n]: |x - decode(encode(x))|^2 of each row of float32 [n, dim] in rotated coordinates."""
-        errors = np.empty(len(rotated))
-        for start in range(0, len(rotated), SPAN):
-            rows = rotated[start : start + SPAN]
-            difference = rows - self.decode_rotated(self.encode_rotated(rows), bits)
-            np.einsum("ij,ij->i", difference, difference, dtype=np.float64, out=errors[start : start + SPAN])
-        return errors
+        return row_errors(rotated, self.mean, self.scale, self.edges, self.table(bits), bits)
 
     def to_bytes(self) -> bytes:
         fields = {
@@ -251,7 +250,8 @@ class TileEncoder:
         """Take the rows of float32 [n, dim] into the statistics. InvalidInput for NaN or infinity; nothing
         changes then."""
         rows = as_rows(x, self.dim)
-        self._moments.update(rows if self._seed is None else rotate(rows, self._seed))
+        for block in blocks(rows):
+            self._moments.update(rows[block] if self._seed is None else rotate(rows[block], self._seed))
 
     def fit(self) -> TileParameters:
         """Freeze parameters from the statistics so far; `encode` and `decode` use them until the next fit.

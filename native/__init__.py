@@ -2,7 +2,17 @@
 
 from .answers import Answers, MergedAnswers
 from .core import FRAMES, SLAB, Core, Slab, Tile, Usage
-from .functions import bin_counts, force_isa, isa, rotate, tile_decode, tile_encode, unrotate
+from .functions import (
+    bin_counts,
+    force_isa,
+    isa,
+    moments,
+    rotate,
+    row_errors,
+    tile_decode,
+    tile_encode,
+    unrotate,
+)
 
 __all__ = [
     "FRAMES",
@@ -16,7 +26,9 @@ __all__ = [
     "bin_counts",
     "force_isa",
     "isa",
+    "moments",
     "rotate",
+    "row_errors",
     "tile_decode",
     "tile_encode",
     "unrotate",

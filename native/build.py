@@ -9,8 +9,8 @@ from cffi import FFI
 HERE = Path(__file__).parent
 SOURCES = (
     "memory", "pages", "locks", "kernels", "kernels_avx2", "kernels_avx512", "kernels_neon", "rotate", "tile",
-    "epoch", "keys", "slabs", "probe", "heaps", "walk", "filtered", "refine", "link", "tree", "frames",
-    "index", "evacuate", "upkeep", "search", "check", "store",
+    "statistics", "epoch", "keys", "slabs", "probe", "heaps", "walk", "filtered", "refine", "link", "tree",
+    "frames", "index", "evacuate", "upkeep", "search", "check", "store",
 )  # fmt: skip
 
 
@@ -27,7 +27,7 @@ ffibuilder.set_source(
     '#include "driftline.h"',
     # relative to the project's root, where setuptools runs: a distribution must not name absolute paths
     sources=[f"native/{name}.c" for name in SOURCES],
-    depends=["native/driftline.h", "native/internal.h", "native/kernels.h", "native/walk.h"],
+    depends=[f"native/{name}.h" for name in ("driftline", "internal", "kernels", "hadamard", "walk")],
     include_dirs=["native"],
     libraries=["m"],
     py_limited_api=True,

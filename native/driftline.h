@@ -118,14 +118,22 @@ float dl_ip(const float *a, const float *b, size_t n);
 void dl_split(const uint8_t *codes, uint8_t *signs, uint8_t *upper, uint8_t *lower, uint8_t *lows, size_t n);
 void dl_join(const uint8_t *signs, const uint8_t *upper, const uint8_t *lower, const uint8_t *lows, uint8_t *codes, size_t n);
 
-/* The rotation: sign flips and fast Hadamard transforms over two overlapping power-of-two windows, twice. */
+/* The rotation: sign flips and fast Hadamard transforms over two overlapping power-of-two windows, twice. `out` may
+ * be `x`. */
 void dl_rotate(const float *x, float *out, size_t n, uint32_t dim, uint64_t seed);
 void dl_unrotate(const float *x, float *out, size_t n, uint32_t dim, uint64_t seed);
 void dl_tile_encode(const float *x, uint8_t *codes, size_t n, uint32_t dim, const float *mean,
                     const float *inv_scale, const float *edges);
 void dl_tile_decode(const uint8_t *codes, float *out, size_t n, uint32_t dim, const float *mean,
                     const float *scale, const float *table, uint32_t bits);
+/* errors[row] = |x - decode(encode(x))|^2 by `bits` bits, summed in double */
+void dl_row_errors(const float *x, double *errors, size_t n, uint32_t dim, const float *mean, const float *scale,
+                   const float *inv_scale, const float *edges, const float *table, uint32_t bits);
 void dl_bin_counts(const uint8_t *codes, int64_t *counts, size_t n, uint32_t dim); /* adds into [dim * 16] */
+/* Take rows one by one into the weight of all rows, their mean and the sum of squared deviations from it, [dim] each (Welford,
+ * 1962; with `decay` < 1, West, 1979: a row multiplies the weights of those before it). The same bits however rows are cut into
+ * calls. */
+void dl_moments(const float *x, size_t n, uint32_t dim, double decay, double *weight, double *mean, double *squares);
 
 /* ---- life ---- */
 int dl_open(const dl_config *config, dl_index **out);

@@ -164,8 +164,10 @@ static int32_t weights_scalar(const float *x, float inverse8, float inverse16, i
     return sum;
 }
 
-static void hadamard_scalar(float *x, size_t n)
+static void hadamard_scalar(const float *in, float *x, const uint32_t *signs, size_t n)
 {
+    for (size_t i = 0; i < n; i++)
+        x[i] = signs[i] >> 31 ? -in[i] : in[i];
     for (size_t half = 1; half < n; half *= 2)
         for (size_t start = 0; start < n; start += 2 * half)
             for (size_t i = start; i < start + half; i++) {

@@ -54,8 +54,9 @@ typedef struct {
     /* Floats to integer weights: w8[i] = x[i] * inverse8, w16[i] = x[i] * inverse16, rounded to nearest (ties to even)
      * and clamped to +-127 and +-32767. Returns the sum of w8. */
     int32_t (*weights)(const float *x, float inverse8, float inverse16, int8_t *w8, int16_t *w16, size_t n);
-    /* The fast Hadamard transform, in place, over n a power of two, scaled by 1 / sqrt(n): its own inverse. */
-    void (*hadamard)(float *x, size_t n);
+    /* Flips the signs of `in` where the top bits of `signs` are set (their other bits are clear), then the fast Hadamard
+     * transform over n a power of two, scaled by 1 / sqrt(n), which is its own inverse. `out` may be `in`. */
+    void (*hadamard)(const float *in, float *out, const uint32_t *signs, size_t n);
 } dl_kernels;
 
 extern const dl_kernels dl_kernels_scalar;

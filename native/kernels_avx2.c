@@ -353,44 +353,22 @@ ISA static inline __m256 hadamard8(__m256 x)
     return _mm256_fmadd_ps(x, _mm256_setr_ps(1, 1, 1, 1, -1, -1, -1, -1), _mm256_permute2f128_ps(x, x, 1));
 }
 
-/* Two levels in one pass over memory while there are two; the order of additions, and with it each
- * rounding, is the scalar's. */
-ISA static void hadamard_avx2(float *x, size_t n)
+ISA static inline __m256 flipped(__m256 x, const uint32_t *signs)
 {
-    if (n < 8) {
-        dl_kernels_scalar.hadamard(x, n);
-        return;
-    }
-    for (size_t i = 0; i < n; i += 8)
-        _mm256_storeu_ps(x + i, hadamard8(_mm256_loadu_ps(x + i)));
-    size_t half = 8;
-    for (; 4 * half <= n; half *= 4)
-        for (size_t start = 0; start < n; start += 4 * half)
-            for (float *p = x + start; p < x + start + half; p += 8) {
-                __m256 a = _mm256_loadu_ps(p), b = _mm256_loadu_ps(p + half);
-                __m256 c = _mm256_loadu_ps(p + 2 * half), d = _mm256_loadu_ps(p + 3 * half);
-                __m256 ab = _mm256_add_ps(a, b), cd = _mm256_add_ps(c, d);
-                a = _mm256_sub_ps(a, b);
-                c = _mm256_sub_ps(c, d);
-                _mm256_storeu_ps(p, _mm256_add_ps(ab, cd));
-                _mm256_storeu_ps(p + half, _mm256_add_ps(a, c));
-                _mm256_storeu_ps(p + 2 * half, _mm256_sub_ps(ab, cd));
-                _mm256_storeu_ps(p + 3 * half, _mm256_sub_ps(a, c));
-            }
-    const __m256 scale = _mm256_set1_ps(1.0f / sqrtf((float)n));
-    if (half < n)
-        for (float *p = x; p < x + half; p += 8) {
-            __m256 a = _mm256_loadu_ps(p), b = _mm256_loadu_ps(p + half);
-            _mm256_storeu_ps(p, _mm256_mul_ps(_mm256_add_ps(a, b), scale));
-            _mm256_storeu_ps(p + half, _mm256_mul_ps(_mm256_sub_ps(a, b), scale));
-        }
-    else
-        for (float *p = x; p < x + n; p += 8)
-            _mm256_storeu_ps(p, _mm256_mul_ps(_mm256_loadu_ps(p), scale));
+    return _mm256_xor_ps(x, _mm256_castsi256_ps(_mm256_loadu_si256((const __m256i *)signs)));
 }
+
+#define VECTOR __m256
+#define LANES 8
+#define LOAD _mm256_loadu_ps
+#define STORE _mm256_storeu_ps
+#define ALL _mm256_set1_ps
+#define FLIPPED flipped
+#define WITHIN hadamard8
+#include "hadamard.h"
 
 const dl_kernels dl_kernels_avx2 = {
     "avx2",  dot1_avx2,   dot3_avx2,   dot5_avx2,  dot8_avx2, l2_avx2,
-    ip_avx2, encode_avx2, decode_avx2, split_avx2, join_avx2, weights_avx2, hadamard_avx2,
+    ip_avx2, encode_avx2, decode_avx2, split_avx2, join_avx2, weights_avx2, hadamard_vectors,
 };
 #endif

@@ -363,44 +363,22 @@ ISA static inline __m512 hadamard16(__m512 x)
     return butterfly(x, _mm512_shuffle_f32x4(x, x, 0x4E), 0xFF00);
 }
 
-/* Two levels in one pass over memory while there are two; the order of additions, and with it each
- * rounding, is the scalar's. */
-ISA static void hadamard_avx512(float *x, size_t n)
+ISA static inline __m512 flipped(__m512 x, const uint32_t *signs)
 {
-    if (n < 16) {
-        dl_kernels_scalar.hadamard(x, n);
-        return;
-    }
-    for (size_t i = 0; i < n; i += 16)
-        _mm512_storeu_ps(x + i, hadamard16(_mm512_loadu_ps(x + i)));
-    size_t half = 16;
-    for (; 4 * half <= n; half *= 4)
-        for (size_t start = 0; start < n; start += 4 * half)
-            for (float *p = x + start; p < x + start + half; p += 16) {
-                __m512 a = _mm512_loadu_ps(p), b = _mm512_loadu_ps(p + half);
-                __m512 c = _mm512_loadu_ps(p + 2 * half), d = _mm512_loadu_ps(p + 3 * half);
-                __m512 ab = _mm512_add_ps(a, b), cd = _mm512_add_ps(c, d);
-                a = _mm512_sub_ps(a, b);
-                c = _mm512_sub_ps(c, d);
-                _mm512_storeu_ps(p, _mm512_add_ps(ab, cd));
-                _mm512_storeu_ps(p + half, _mm512_add_ps(a, c));
-                _mm512_storeu_ps(p + 2 * half, _mm512_sub_ps(ab, cd));
-                _mm512_storeu_ps(p + 3 * half, _mm512_sub_ps(a, c));
-            }
-    const __m512 scale = _mm512_set1_ps(1.0f / sqrtf((float)n));
-    if (half < n)
-        for (float *p = x; p < x + half; p += 16) {
-            __m512 a = _mm512_loadu_ps(p), b = _mm512_loadu_ps(p + half);
-            _mm512_storeu_ps(p, _mm512_mul_ps(_mm512_add_ps(a, b), scale));
-            _mm512_storeu_ps(p + half, _mm512_mul_ps(_mm512_sub_ps(a, b), scale));
-        }
-    else
-        for (float *p = x; p < x + n; p += 16)
-            _mm512_storeu_ps(p, _mm512_mul_ps(_mm512_loadu_ps(p), scale));
+    return _mm512_xor_ps(x, _mm512_castsi512_ps(_mm512_loadu_si512(signs)));
 }
+
+#define VECTOR __m512
+#define LANES 16
+#define LOAD _mm512_loadu_ps
+#define STORE _mm512_storeu_ps
+#define ALL _mm512_set1_ps
+#define FLIPPED flipped
+#define WITHIN hadamard16
+#include "hadamard.h"
 
 const dl_kernels dl_kernels_avx512 = {
     "avx512",  dot1_avx512,   dot3_avx512,   dot5_avx512,  dot8_avx512, l2_avx512,
-    ip_avx512, encode_avx512, decode_avx512, split_avx512, join_avx512, weights_avx512, hadamard_avx512,
+    ip_avx512, encode_avx512, decode_avx512, split_avx512, join_avx512, weights_avx512, hadamard_vectors,
 };
 #endif

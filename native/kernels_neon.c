@@ -249,41 +249,20 @@ static inline float32x4_t hadamard4(float32x4_t x)
     return vfmaq_f32(vextq_f32(x, x, 2), x, vld1q_f32(second2));
 }
 
-/* Two levels in one pass over memory while there are two; the order of additions, and with it each
- * rounding, is the scalar's. */
-static void hadamard_neon(float *x, size_t n)
+static inline float32x4_t flipped(float32x4_t x, const uint32_t *signs)
 {
-    if (n < 4) {
-        dl_kernels_scalar.hadamard(x, n);
-        return;
-    }
-    for (size_t i = 0; i < n; i += 4)
-        vst1q_f32(x + i, hadamard4(vld1q_f32(x + i)));
-    size_t half = 4;
-    for (; 4 * half <= n; half *= 4)
-        for (size_t start = 0; start < n; start += 4 * half)
-            for (float *p = x + start; p < x + start + half; p += 4) {
-                float32x4_t a = vld1q_f32(p), b = vld1q_f32(p + half);
-                float32x4_t c = vld1q_f32(p + 2 * half), d = vld1q_f32(p + 3 * half);
-                float32x4_t ab = vaddq_f32(a, b), cd = vaddq_f32(c, d);
-                a = vsubq_f32(a, b);
-                c = vsubq_f32(c, d);
-                vst1q_f32(p, vaddq_f32(ab, cd));
-                vst1q_f32(p + half, vaddq_f32(a, c));
-                vst1q_f32(p + 2 * half, vsubq_f32(ab, cd));
-                vst1q_f32(p + 3 * half, vsubq_f32(a, c));
-            }
-    const float32x4_t scale = vdupq_n_f32(1.0f / sqrtf((float)n));
-    if (half < n)
-        for (float *p = x; p < x + half; p += 4) {
-            float32x4_t a = vld1q_f32(p), b = vld1q_f32(p + half);
-            vst1q_f32(p, vmulq_f32(vaddq_f32(a, b), scale));
-            vst1q_f32(p + half, vmulq_f32(vsubq_f32(a, b), scale));
-        }
-    else
-        for (float *p = x; p < x + n; p += 4)
-            vst1q_f32(p, vmulq_f32(vld1q_f32(p), scale));
+    return vreinterpretq_f32_u32(veorq_u32(vreinterpretq_u32_f32(x), vld1q_u32(signs)));
 }
+
+#define ISA
+#define VECTOR float32x4_t
+#define LANES 4
+#define LOAD vld1q_f32
+#define STORE vst1q_f32
+#define ALL vdupq_n_f32
+#define FLIPPED flipped
+#define WITHIN hadamard4
+#include "hadamard.h"
 
 /* Decoding is look-ups one by one on this machine, which is what the scalar does. */
 static void decode_neon(const uint8_t *codes, const float *mean, const float *scale, const float *table, float *out,
@@ -294,6 +273,6 @@ static void decode_neon(const uint8_t *codes, const float *mean, const float *sc
 
 const dl_kernels dl_kernels_neon = {
     "neon",  dot1_neon,   dot3_neon,   dot5_neon,  dot8_neon, l2_neon,
-    ip_neon, encode_neon, decode_neon, split_neon, join_neon, weights_neon, hadamard_neon,
+    ip_neon, encode_neon, decode_neon, split_neon, join_neon, weights_neon, hadamard_vectors,
 };
 #endif

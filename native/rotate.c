@@ -12,51 +12,69 @@ static uint32_t window_of(uint32_t dim)
     return window;
 }
 
-/* Signs of one step over all dimensions: the bits of a counter hashed with the seed. Four at a time from a table:
- * compilers make that one multiplication of a vector on any machine. A shift for each bit cost six times as much as
- * the vectors' Hadamard steps. */
-static void flip(float *x, uint32_t dim, uint64_t seed, uint32_t step)
+enum { STEPS = 4 };
+
+/* The signs that each step flips, [STEPS] rows of dim words with the top bit alone: the bits of a counter hashed with the seed.
+ * Four at a time from a table: a shift for each bit cost six times as much. */
+static void signs_of(uint32_t *signs, uint32_t dim, uint64_t seed)
 {
-    static const float signs[16][4] = {
-        {1, 1, 1, 1},   {-1, 1, 1, 1},   {1, -1, 1, 1},   {-1, -1, 1, 1},   {1, 1, -1, 1},  {-1, 1, -1, 1},
-        {1, -1, -1, 1}, {-1, -1, -1, 1}, {1, 1, 1, -1},   {-1, 1, 1, -1},   {1, -1, 1, -1}, {-1, -1, 1, -1},
-        {1, 1, -1, -1}, {-1, 1, -1, -1}, {1, -1, -1, -1}, {-1, -1, -1, -1},
+    enum { NO = 0, YES = 1u << 31 };
+    static const uint32_t four[16][4] = {
+        {NO, NO, NO, NO},   {YES, NO, NO, NO},   {NO, YES, NO, NO},   {YES, YES, NO, NO},
+        {NO, NO, YES, NO},  {YES, NO, YES, NO},  {NO, YES, YES, NO},  {YES, YES, YES, NO},
+        {NO, NO, NO, YES},  {YES, NO, NO, YES},  {NO, YES, NO, YES},  {YES, YES, NO, YES},
+        {NO, NO, YES, YES}, {YES, NO, YES, YES}, {NO, YES, YES, YES}, {YES, YES, YES, YES},
     };
-    for (uint32_t base = 0; base < dim; base += 64) {
-        uint64_t bits = dl_mix(seed ^ dl_mix((uint64_t)step << 32 | base));
-        float *p = x + base, *end = p + (dim - base < 64 ? dim - base : 64);
-        for (; end - p >= 4; p += 4, bits >>= 4)
-            for (int i = 0; i < 4; i++)
-                p[i] *= signs[bits & 15][i];
-        for (int i = 0; i < end - p; i++)
-            p[i] *= signs[bits & 15][i];
+    for (uint32_t step = 0; step < STEPS; step++)
+        for (uint32_t base = 0; base < dim; base += 64) {
+            uint64_t bits = dl_mix(seed ^ dl_mix((uint64_t)step << 32 | base));
+            uint32_t *end = signs + (dim - base < 64 ? dim - base : 64);
+            for (; end - signs >= 4; signs += 4, bits >>= 4)
+                memcpy(signs, four[bits & 15], sizeof *four);
+            for (int i = 0; signs < end; i++)
+                *signs++ = four[bits & 15][i];
+        }
+}
+
+static void flip(const float *in, float *out, const uint32_t *signs, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, in + i, sizeof bits);
+        bits ^= signs[i];
+        memcpy(out + i, &bits, sizeof bits);
     }
 }
 
-enum { STEPS = 4 };
+/* Flips all dimensions, then transforms those of the step's window. */
+static void turn(const dl_kernels *k, const float *in, float *out, const uint32_t *signs, uint32_t dim, uint32_t step)
+{
+    uint32_t window = window_of(dim), start = step % 2 ? dim - window : 0, end = start + window;
+    flip(in, out, signs, start);
+    k->hadamard(in + start, out + start, signs + start, window);
+    flip(in + end, out + end, signs + end, dim - end);
+}
 
 void dl_rotate(const float *x, float *out, size_t n, uint32_t dim, uint64_t seed)
 {
     const dl_kernels *k = dl_kernels_now();
-    uint32_t window = window_of(dim);
-    for (size_t row = 0; row < n; row++, x += dim, out += dim) {
-        memcpy(out, x, dim * sizeof *out);
-        for (uint32_t step = 0; step < STEPS; step++) {
-            flip(out, dim, seed, step);
-            k->hadamard(step % 2 ? out + (dim - window) : out, window);
-        }
-    }
+    uint32_t signs[STEPS * DL_MAX_DIM];
+    signs_of(signs, dim, seed);
+    for (size_t row = 0; row < n; row++, x += dim, out += dim)
+        for (uint32_t step = 0; step < STEPS; step++)
+            turn(k, step ? out : x, out, signs + step * dim, dim, step);
 }
 
+/* Backwards, where a step's signs come after its window: with the next turn, and the first step's at the end. */
 void dl_unrotate(const float *x, float *out, size_t n, uint32_t dim, uint64_t seed)
 {
     const dl_kernels *k = dl_kernels_now();
-    uint32_t window = window_of(dim);
+    uint32_t signs[(STEPS + 1) * DL_MAX_DIM];
+    signs_of(signs, dim, seed);
+    memset(signs + STEPS * dim, 0, dim * sizeof *signs);
     for (size_t row = 0; row < n; row++, x += dim, out += dim) {
-        memcpy(out, x, dim * sizeof *out);
-        for (uint32_t step = STEPS; step-- > 0;) {
-            k->hadamard(step % 2 ? out + (dim - window) : out, window);
-            flip(out, dim, seed, step);
-        }
+        for (uint32_t step = STEPS; step-- > 0;)
+            turn(k, step == STEPS - 1 ? x : out, out, signs + (step + 1) * dim, dim, step);
+        flip(out, out, signs, dim);
     }
 }

@@ -268,3 +268,16 @@ def test_rows_that_a_fit_needs(rows: int, four: float, eight: float) -> None:
     others = gaussian(4_000, 384, seed=2)
     assert fitted.error(others, 4) / unit(384).error(others, 4) == pytest.approx(1 + four, abs=0.002)
     assert fitted.error(others, 8) / unit(384).error(others, 8) < 1 + eight  # of a few far values: noisy
+
+
+def test_many_rows_are_worked_on_in_parts() -> None:
+    """Codes, errors and statistics of more rows than are rotated at once are those of each row by itself."""
+    rows = gaussian(50, 4096)  # 16 are
+    encoder, row_by_row = TileEncoder(4096), TileEncoder(4096)
+    encoder.update(rows)
+    for row in rows:
+        row_by_row.update(row[None])
+    fitted = encoder.fit()
+    assert fitted.to_bytes() == row_by_row.fit().to_bytes()
+    assert np.array_equal(encoder.encode(rows), np.concatenate([encoder.encode(row[None]) for row in rows]))
+    assert fitted.error(rows) == pytest.approx(np.mean([fitted.error(row[None]) for row in rows]))

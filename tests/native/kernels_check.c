@@ -132,8 +132,9 @@ static bool near(float x, double truth, double size)
 
 static void check_floats(const dl_kernels *k, size_t n, bool huge)
 {
-    static area xs, ys, zs, outs, codes, w8, w16, table;
+    static area xs, ys, zs, outs, signs, codes, w8, w16, table;
     if (!xs.end) {
+        signs = area_of(4 * MOST);
         xs = area_of(4 * MOST), ys = area_of(4 * MOST), zs = area_of(4 * MOST), outs = area_of(4 * MOST);
         codes = area_of(MOST), w8 = area_of(MOST), w16 = area_of(2 * MOST), table = area_of(1024);
     }
@@ -174,11 +175,14 @@ static void check_floats(const dl_kernels *k, size_t n, bool huge)
     expect(!memcmp(narrow, own_narrow, n) && !memcmp(wide, own_wide, 2 * n), "weights", k->name, n);
 
     if (n && !(n & (n - 1))) {
-        memcpy(expected, y, 4 * n);
-        memcpy(out, y, 4 * n);
-        dl_kernels_scalar.hadamard(expected, n);
-        k->hadamard(out, n);
+        uint32_t *sign = last(signs, 4 * n);
+        for (size_t i = 0; i < n; i++)
+            sign[i] = any() << 31;
+        dl_kernels_scalar.hadamard(y, expected, sign, n);
+        k->hadamard(y, out, sign, n);
         expect(!memcmp(out, expected, 4 * n), "hadamard", k->name, n);
+        k->hadamard(y, y, sign, n);
+        expect(!memcmp(y, expected, 4 * n), "hadamard in place", k->name, n);
     }
 }
 

@@ -1,5 +1,6 @@
 """Kernels against the scalar ones, and the scalar ones and the pure functions against their definitions."""
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -184,6 +185,15 @@ def test_rotation_is_the_same_on_every_machine(dim: int):
         assert np.array_equal(native.unrotate(x, 7), back)
 
 
+def test_rotation_is_the_one_of_stored_frames():
+    """Frames store the seed alone: what it stands for may never change, not in one rounding."""
+    x = (np.arange(800) * 7919 % 2001 - 1000).reshape(8, 100).astype(np.float32)
+    assert hashlib.sha256(native.rotate(x, 9).astype("<f4").tobytes()).hexdigest()[:16] == "1ca37c3e56974f28"
+    assert (
+        hashlib.sha256(native.unrotate(x, 9).astype("<f4").tobytes()).hexdigest()[:16] == "5423d2f083bc5a48"
+    )
+
+
 def edges_of(kind: str) -> np.ndarray:
     rng = np.random.default_rng(0)
     edges = {
@@ -247,6 +257,26 @@ def test_tile_decode_looks_up_prefixes(isa: str, bits: int):
         )
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bits", [1, 3, 8])
+def test_row_errors_are_those_of_decoded_codes(isa: str, bits: int):
+    """Squared distances from rows to what their codes decode to, in float64, at every dimension up to 130 and
+    beyond the span that is coded at once."""
+    native.force_isa(isa)
+    rng = np.random.default_rng(bits)
+    edges, table = edges_of("normal"), np.sort(rng.normal(size=2**bits)).astype(np.float32)
+    for dim in (*LENGTHS, 255, 256, 257, 784):
+        x, mean = rng.normal(size=(3, dim)).astype(np.float32), rng.normal(size=dim).astype(np.float32)
+        scale = rng.uniform(0.1, 3, dim).astype(np.float32)
+        decoded = native.tile_decode(native.tile_encode(x, mean, 1 / scale, edges), mean, scale, table, bits)
+        expected = ((x - decoded).astype(np.float64) ** 2).sum(axis=1)
+        found = native.row_errors(x, mean, scale, edges, table, bits)
+        np.testing.assert_allclose(found, expected, rtol=1e-13)
+    assert not len(native.row_errors(np.empty((0, 4), np.float32), mean[:4], scale[:4], edges, table, bits))
+    with pytest.raises(ValueError, match="values"):
+        native.row_errors(x, mean, scale, edges, table[1:], bits)
+
+
 def test_bin_counts_is_a_histogram():
     """Counts of the top four bits, per dimension."""
     codes = np.random.default_rng(0).integers(0, 256, (500, 3), np.uint8)
@@ -274,5 +304,8 @@ def test_shapes_are_checked():
         native.tile_encode(x, np.zeros(2, np.float32), np.ones(3, np.float32), np.zeros(255, np.float32))
     with pytest.raises(ValueError, match=r"\[n, dim\]"):
         native.rotate(np.zeros(3, np.float32), 0)
+    for dim in (0, 4097):
+        with pytest.raises(ValueError, match="1 to 4096"):
+            native.rotate(np.zeros((1, dim), np.float32), 0)
     assert functions.isa() == native.isa()
     assert ffi.sizeof("float") == 4
