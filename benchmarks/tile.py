@@ -11,7 +11,8 @@ import argparse
 import time
 
 import numpy as np
-from driftline.index.tile import SPREAD, TileEncoder
+from driftline.index.encoder import TileEncoder
+from driftline.index.laws import SPREAD
 from report import parser, report
 from vectors import Vectors, kth_distances, load_vectors, recall
 

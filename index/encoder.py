@@ -1,0 +1,111 @@
+"""The tile encoder as a library: statistics of a stream, parameters from them, codes from these."""
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InvalidInput
+from ..native import rotate
+from .laws import SPREAD
+from .lognormal import LogMoments, LognormalParameters
+from .statistics import Moments, as_rows
+from .tile import LEVELS, SPREADS, TileParameters
+
+__all__ = ["Parameters", "TileEncoder"]
+
+Vectors = NDArray[np.float32]
+Codes = NDArray[np.uint8]
+Parameters = TileParameters | LognormalParameters
+Distribution = Literal["auto", "normal", "lognormal"]
+Rotation = Literal["auto", "random", "none"]
+
+
+class TileEncoder:
+    """Codes of vectors whose distribution is learned as they come.
+
+    Args:
+        dim: of the vectors.
+        distribution: "normal", or "lognormal" (each dimension as it is, so without rotation); "auto" chooses,
+            today always the normal law.
+        spread: width of the law that places the tiles, 1 to 4; 1 is the published encoder.
+        rotation: "random" turns vectors by a seeded random rotation first, which makes marginals close to
+            normal; "none" does not; "auto" chooses, today always "random" where there can be one.
+        seed: of the rotation.
+        levels: number of tiles, 2 to 256.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        distribution: Distribution = "auto",
+        spread: float = SPREAD,
+        rotation: Rotation = "auto",
+        seed: int = 0,
+        *,
+        levels: int = LEVELS,
+    ) -> None:
+        if not 1 <= dim <= 4096:
+            raise InvalidInput(f"dim must be 1 to 4096, not {dim}")
+        if distribution not in ("auto", "normal", "lognormal"):
+            raise InvalidInput(f"distribution must be auto, normal or lognormal, not {distribution!r}")
+        if rotation not in ("auto", "random", "none"):
+            raise InvalidInput(f"rotation must be auto, random or none, not {rotation!r}")
+        if distribution == "lognormal" and rotation == "random":
+            raise InvalidInput("rotation must be none or auto under lognormal: rotated values have signs")
+        if not SPREADS[0] <= spread <= SPREADS[1]:
+            raise InvalidInput(f"spread must be {SPREADS[0]:g} to {SPREADS[1]:g}, not {spread}")
+        if not 0 <= seed < 2**64:
+            raise InvalidInput(f"seed must be 0 to 2^64 - 1, not {seed}")
+        if not 2 <= levels <= LEVELS:
+            raise InvalidInput(f"levels must be 2 to {LEVELS}, not {levels}")
+        self.dim = dim
+        self._spread = spread
+        self._levels = levels
+        self._seed = None if rotation == "none" or distribution == "lognormal" else seed
+        self._moments = Moments(dim)
+        self._logs = LogMoments(dim) if distribution == "lognormal" else None
+        self._parameters: Parameters | None = None
+
+    def update(self, x: Vectors) -> None:
+        """Take the rows of float32 [n, dim] into the statistics. InvalidInput for NaN or infinity; nothing
+        changes then."""
+        rows = as_rows(x, self.dim)
+        self._moments.update(rows if self._seed is None else rotate(rows, self._seed))
+        if self._logs is not None:
+            self._logs.update(rows)
+
+    def fit(self) -> Parameters:
+        """Freeze parameters from the statistics so far; `encode` and `decode` use them until the next fit.
+
+        Needs no pass over data, so no histogram is recorded.
+        """
+        if not self._moments.n:
+            raise InvalidInput("fit needs statistics: update the encoder with vectors first")
+        if self._logs is not None:
+            self._parameters = LognormalParameters.fit(
+                *self._logs.value(), spread=self._spread, levels=self._levels
+            )
+        else:
+            self._parameters = TileParameters.fit(
+                *self._moments.value(), spread=self._spread, rotation_seed=self._seed, levels=self._levels
+            )
+        return self._parameters
+
+    @property
+    def parameters(self) -> Parameters:
+        """Those of the last `fit`."""
+        if self._parameters is None:
+            raise InvalidInput("the encoder has no parameters yet: fit it first")
+        return self._parameters
+
+    def encode(self, x: Vectors) -> Codes:
+        """uint8 [n, dim] of float32 [n, dim]: numbers below `levels`."""
+        return self.parameters.encode(x)
+
+    def decode(self, codes: Codes, bits: int = 8) -> Vectors:
+        """float32 [n, dim] from codes (8 bits, whatever their levels) or from their top 1 to 5 bits.
+
+        Prefixes are of codes whose levels are a power of two: InvalidInput otherwise.
+        """
+        return self.parameters.decode(codes, bits)
