@@ -218,7 +218,7 @@ def test_any_rows(rows: np.ndarray, rotation: str) -> None:
     parameters = encoder.fit()
     codes = encoder.encode(rows)
     assert np.isfinite(encoder.decode(codes)).all()
-    again = TileParameters.from_bytes(parameters.to_bytes())
+    again = type(parameters).from_bytes(parameters.to_bytes())
     np.testing.assert_array_equal(again.encode(rows), codes)
     assert again.to_bytes() == parameters.to_bytes()
 
