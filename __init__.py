@@ -21,9 +21,10 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .index.drift import DriftSettings
+    from .index.encoder import TileEncoder
     from .index.hits import FrameRows, Hits, Row, Stats
     from .index.online import OnlineIndex
-    from .index.tile import TileEncoder, TileParameters
+    from .index.tile import TileParameters
 
 __all__ = [
     "BrokerUnavailable",
@@ -53,7 +54,7 @@ _HOMES = {
     "OnlineIndex": "online",
     "Row": "hits",
     "Stats": "hits",
-    "TileEncoder": "tile",
+    "TileEncoder": "encoder",
     "TileParameters": "tile",
 }
 

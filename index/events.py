@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 __all__ = [
+    "CodeError",
     "DriftDetected",
     "DriftWindow",
+    "EncoderChosen",
     "Event",
     "FrameOpened",
     "FrameRetired",
@@ -78,6 +80,27 @@ class DriftDetected(Event):
     mean_shift_sigmas: float
     p_value: float
     worst: tuple[WorstDimension, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CodeError:
+    """How well a code did on a sample of the rows."""
+
+    distribution: str  # "normal", "lognormal" or "lattice"
+    rotation: str  # "random" or "none"
+    error: float  # of the whole code, in units of the rows' variance
+    error_4_bits: float  # of its top four bits; of the whole code where it has no such prefix
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderChosen(Event):
+    """Which law codes the vectors, and whether they are rotated first."""
+
+    name: ClassVar[str] = "encoder.chosen"
+    distribution: str
+    rotation: str
+    reason: str
+    measured: tuple[CodeError, ...]  # this code and the others that there was a choice of
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..native import Core
+from .choose import frame_chosen
 from .drift import DriftMonitor, expected_gain
 from .events import DriftDetected, Event, FrameOpened, FrameRetired, ReencodeDeclined
 from .frames import Frame, Frames
@@ -101,7 +102,9 @@ class Follower:
             if self._compress_after is None and rows < MOST_ROWS and self._monitor.excess() > EXCESS:
                 self._look_at = 2 * rows
                 return
-            parameters = self._monitor.fit()
+            parameters, recent = self._monitor.fit(), self._monitor.recent()
+        if len(recent):
+            self._emit(frame_chosen(parameters, recent))
         self._use(self._frames.open(parameters), "enough rows are known to fit a code", None)
 
     def _answer_drift(self, now: TileParameters) -> None:

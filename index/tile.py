@@ -8,34 +8,30 @@ since mean and sigma are running statistics. Two changes cut its error to a twen
 - *conditional means*. A tile decodes to the mean of the law inside it, not to its middle quantile.
 
 The top b bits of a code are themselves a b-bit tile code, with conditional means of their own. spread = 1 is
-the published encoder, and then decodes by middle quantiles as that does. docs/tile.md has the numbers.
+the published encoder, and then decodes by middle quantiles as that does. Values that are whole steps need no
+law: their tiles are the steps (laws.py). docs/tile.md has the numbers.
 """
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
-from statistics import NormalDist
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorruptIndex, InvalidInput
 from ..native import bin_counts, rotate, row_errors, tile_decode, tile_encode, unrotate
+from .laws import SPREAD, lattice_edges, lattice_table, normal_edges, normal_table
 from .packing import array_bytes, array_of, message, message_of, number
-from .statistics import Moments, as_rows, blocks
+from .statistics import as_rows, blocks
 
-__all__ = ["BINS", "BITS", "SPREAD", "TileEncoder", "TileParameters"]
+__all__ = ["BINS", "BITS", "SPREADS", "TileParameters", "check_codes", "tiles_of"]
 
 Vectors = NDArray[np.float32]
 Codes = NDArray[np.uint8]
 
-TILES = 256
+LEVELS = 256  # of a frame of the index
 BINS = 16  # tiles of the 4-bit prefix: what histograms count
 BITS = (1, 2, 3, 4, 5, 8)
-SPREAD = math.sqrt(
-    3
-)  # density of the best tiles is the cube root of the law's: a normal law of sqrt(3) times the width
 SPREADS = (1.0, 4.0)  # narrower than published or wider than this only loses
 
 # Floors of a dimension's scale. A dead dimension (sigma 0; all-MiniLM-L6-v2 has three of 384) would divide by
@@ -46,35 +42,25 @@ LEAST = 1e-30  # all dimensions constant; its reciprocal, and that of MOST, are 
 MOST = 1e30
 
 
-@lru_cache(maxsize=16)
-def standard_edges(spread: float) -> Vectors:
-    """float32 [255]: where the tiles of the unit normal law meet, read-only."""
-    law = NormalDist(sigma=spread)
-    half = [
-        law.inv_cdf(k / TILES) for k in range(1, TILES // 2)
-    ]  # the lower tail is the accurate one; mirrored
-    edges = np.array([*half, 0.0, *(-edge for edge in reversed(half))], np.float32)
-    edges.flags.writeable = False
-    return edges
+def tiles_of(levels: int, bits: int) -> int:
+    """Tiles that the top `bits` bits of a code of `levels` tiles tell apart; 8 bits are all of any code.
+
+    InvalidInput where there are no such prefixes: they are of 1 to 5 bits, and levels must be a power of two
+    that has as many.
+    """
+    if bits == 8:
+        return levels
+    if bits not in BITS:
+        raise InvalidInput(f"bits must be 1 to 5 or 8, not {bits}")
+    if levels & (levels - 1) or 2**bits > levels:
+        raise InvalidInput(f"codes of {levels} levels have no prefix of {bits} bits; 8 decode all of it")
+    return 2**bits
 
 
-@lru_cache(maxsize=64)
-def standard_table(spread: float, bits: int) -> Vectors:
-    """float32 [2**bits]: what the tiles of the unit normal law decode to, read-only."""
-    law = NormalDist(sigma=spread)
-    tiles = 2**bits
-    if spread == 1.0:
-        lower = [law.inv_cdf((k + 0.5) / tiles) for k in range(tiles // 2)]
-    else:
-        # The mean inside [a, b] is (phi(a) - phi(b)) / (Phi(b) - Phi(a)). No tile straddles 0, and in the
-        # lower tail erfc keeps every digit of Phi.
-        edges = [-math.inf, *(law.inv_cdf(k / tiles) for k in range(1, tiles // 2)), 0.0]
-        density = [math.exp(-0.5 * edge * edge) / math.sqrt(2 * math.pi) for edge in edges]
-        below = [0.5 * math.erfc(-edge / math.sqrt(2)) for edge in edges]
-        lower = [(density[k] - density[k + 1]) / (below[k + 1] - below[k]) for k in range(tiles // 2)]
-    table = np.array([*lower, *(-value for value in reversed(lower))], np.float32)
-    table.flags.writeable = False
-    return table
+def check_codes(codes: Codes, dim: int) -> None:
+    """InvalidInput unless they are uint8 [n, dim]."""
+    if codes.ndim != 2 or codes.shape[1] != dim or codes.dtype != np.uint8:
+        raise InvalidInput(f"codes must be uint8 [n, {dim}], not {codes.dtype} {list(codes.shape)}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,9 +70,13 @@ class TileParameters:
     mean, scale: float32 [dim], in rotated coordinates if `rotation_seed` is not None; scale > 0.
     counts: int64 [dim, 16], how the codes of `rows` rows fell into the 16 tiles of four bits when the
         parameters were fitted; zeros with rows = 0 where no histogram was recorded.
+    levels: number of tiles, 2 to 256; frames of the index have 256.
+    steps: None under the normal law. Under the lattice law (values are mean + scale * 0, 1, 2, ...) int64
+        [levels], how often each step was seen, in all dimensions together.
 
     Stored by `to_bytes` as a message of kind "tile" (index/packing.py): mean and scale as f4 [dim], counts as
-    i8 [dim, 16], spread as float, rotation_seed as int or nil, rows as int.
+    i8 [dim, 16], spread as float, rotation_seed as int or nil, rows as int; where they are not 256 and None
+    also levels as int and steps as i8 [levels] or nil.
     """
 
     mean: Vectors
@@ -95,6 +85,8 @@ class TileParameters:
     rotation_seed: int | None
     counts: NDArray[np.int64]
     rows: int
+    levels: int = LEVELS
+    steps: NDArray[np.int64] | None = None
 
     @classmethod
     def fit(
@@ -105,8 +97,10 @@ class TileParameters:
         spread: float = SPREAD,
         rotation_seed: int | None = None,
         sample: Vectors | None = None,
+        levels: int = LEVELS,
     ) -> "TileParameters":
-        """Parameters from mean and variance of each dimension; `sample` is coded for the histogram.
+        """Parameters of the normal law from mean and variance of each dimension; `sample` is coded for the
+        histogram, which only codes of 256 levels have.
 
         All in rotated coordinates if there is a rotation. Sigma is floored: see DEAD, ROUNDING, LEAST.
         """
@@ -115,13 +109,18 @@ class TileParameters:
         typical = math.sqrt(float(variance.mean()))
         floor = np.maximum(np.abs(mean) * ROUNDING, max(typical * DEAD, LEAST))
         scale = np.clip(np.sqrt(variance), floor, MOST).astype(np.float32)
-        bare = cls(
-            mean.astype(np.float32), scale, spread, rotation_seed, np.zeros((len(mean), BINS), np.int64), 0
-        )
+        none = np.zeros((len(mean), BINS), np.int64)
+        bare = cls(mean.astype(np.float32), scale, spread, rotation_seed, none, 0, levels)
         if sample is None or not len(sample):
             return bare
         counts = bin_counts(bare.encode_rotated(sample))
         return cls(bare.mean, scale, spread, rotation_seed, counts, len(sample))
+
+    @classmethod
+    def lattice(cls, dim: int, least: float, step: float, steps: NDArray[np.int64]) -> "TileParameters":
+        """Parameters for values that are least + step * k, k below len(steps), seen steps[k] times each."""
+        mean, scale = np.full(dim, least, np.float32), np.full(dim, step, np.float32)
+        return cls(mean, scale, SPREAD, None, np.zeros((dim, BINS), np.int64), 0, len(steps), steps)
 
     @property
     def dim(self) -> int:
@@ -129,14 +128,15 @@ class TileParameters:
 
     @property
     def edges(self) -> Vectors:
-        """float32 [255]: a code is the number of edges that are at or below (x - mean) / scale."""
-        return standard_edges(self.spread)
+        """float32 [255]: a code is the number of edges that are at or below (x - mean) / scale, and
+        levels - 1 at most."""
+        return normal_edges(self.spread, self.levels) if self.steps is None else lattice_edges()
 
     def table(self, bits: int) -> Vectors:
-        """float32 [2**bits]: what codes of 1 to 5 or 8 bits decode to, in units of scale around mean."""
-        if bits not in BITS:
-            raise InvalidInput(f"bits must be 1 to 5 or 8, not {bits}")
-        return standard_table(self.spread, bits)
+        """float32 [tiles]: what codes (8 bits) or their top 1 to 5 bits decode to, in units of scale around
+        mean."""
+        tiles = tiles_of(self.levels, bits)
+        return normal_table(self.spread, tiles) if self.steps is None else lattice_table(self.steps, tiles)
 
     def rotated(self, x: Vectors) -> Vectors:
         """float32 [n, dim] in the coordinates that are coded."""
@@ -152,18 +152,21 @@ class TileParameters:
 
     def encode_rotated(self, rotated: Vectors) -> Codes:
         """The same of vectors that `rotated` has been applied to."""
-        return tile_encode(rotated, self.mean, 1.0 / self.scale, self.edges)
+        codes = tile_encode(rotated, self.mean, 1.0 / self.scale, self.edges)
+        return codes if self.levels == LEVELS else np.minimum(codes, np.uint8(self.levels - 1))
 
     def decode(self, codes: Codes, bits: int = 8) -> Vectors:
-        """float32 [n, dim], in original coordinates, from the top `bits` bits (1 to 5 or 8) of each code."""
+        """float32 [n, dim], in original coordinates, from codes (8 bits) or their top 1 to 5 bits."""
         x = self.decode_rotated(codes, bits)
         return x if self.rotation_seed is None else unrotate(x, self.rotation_seed)
 
     def decode_rotated(self, codes: Codes, bits: int = 8) -> Vectors:
         """The same in the coordinates that are coded."""
-        if codes.ndim != 2 or codes.shape[1] != self.dim or codes.dtype != np.uint8:
-            raise InvalidInput(f"codes must be uint8 [n, {self.dim}], not {codes.dtype} {list(codes.shape)}")
-        return tile_decode(codes, self.mean, self.scale, self.table(bits), bits)
+        check_codes(codes, self.dim)
+        table = self.table(bits)
+        places = np.repeat(table, self.levels // len(table))  # of every code; invented ones are the outermost
+        places = np.pad(places, (0, LEVELS - len(places)), mode="edge")
+        return tile_decode(codes, self.mean, self.scale, places, 8)
 
     def error(self, x: Vectors, bits: int = 8) -> float:
         """Mean over rows of |x - decode(encode(x))|^2; 0 without rows."""
@@ -188,6 +191,9 @@ class TileParameters:
             "rotation_seed": self.rotation_seed,
             "rows": self.rows,
         }
+        if self.levels != LEVELS or self.steps is not None:
+            fields["levels"] = self.levels
+            fields["steps"] = None if self.steps is None else array_bytes(self.steps)
         return message("tile", fields)
 
     @classmethod
@@ -207,75 +213,9 @@ class TileParameters:
             raise CorruptIndex("tile parameters hold a scale that cannot be")
         if (counts < 0).any() or (counts > rows).any() or (counts.sum(axis=1) != rows).any():
             raise CorruptIndex("tile parameters hold a histogram that does not count its rows")
-        return cls(mean, scale, float(number(state, "spread", *SPREADS)), seed, counts, rows)
-
-
-class TileEncoder:
-    """Codes of vectors whose distribution is learned as they come.
-
-    Args:
-        dim: of the vectors.
-        distribution: "normal"; "auto" chooses, today always the normal law.
-        spread: width of the law that places the tiles, 1 to 4; 1 is the published encoder.
-        rotation: "random" turns vectors by a seeded random rotation first, which makes marginals close to
-            normal; "none" does not; "auto" chooses, today always "random".
-        seed: of the rotation.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        distribution: Literal["auto", "normal"] = "auto",
-        spread: float = SPREAD,
-        rotation: Literal["auto", "random", "none"] = "auto",
-        seed: int = 0,
-    ) -> None:
-        if not 1 <= dim <= 4096:
-            raise InvalidInput(f"dim must be 1 to 4096, not {dim}")
-        if distribution not in ("auto", "normal"):
-            raise InvalidInput(f"distribution must be auto or normal, not {distribution!r}")
-        if rotation not in ("auto", "random", "none"):
-            raise InvalidInput(f"rotation must be auto, random or none, not {rotation!r}")
-        if not SPREADS[0] <= spread <= SPREADS[1]:
-            raise InvalidInput(f"spread must be {SPREADS[0]:g} to {SPREADS[1]:g}, not {spread}")
-        if not 0 <= seed < 2**64:
-            raise InvalidInput(f"seed must be 0 to 2^64 - 1, not {seed}")
-        self.dim = dim
-        self._spread = spread
-        self._seed = None if rotation == "none" else seed
-        self._moments = Moments(dim)
-        self._parameters: TileParameters | None = None
-
-    def update(self, x: Vectors) -> None:
-        """Take the rows of float32 [n, dim] into the statistics. InvalidInput for NaN or infinity; nothing
-        changes then."""
-        rows = as_rows(x, self.dim)
-        for block in blocks(rows):
-            self._moments.update(rows[block] if self._seed is None else rotate(rows[block], self._seed))
-
-    def fit(self) -> TileParameters:
-        """Freeze parameters from the statistics so far; `encode` and `decode` use them until the next fit.
-
-        Needs no pass over data, so no histogram is recorded.
-        """
-        if not self._moments.n:
-            raise InvalidInput("fit needs statistics: update the encoder with vectors first")
-        self._parameters = TileParameters.fit(
-            *self._moments.value(), spread=self._spread, rotation_seed=self._seed
-        )
-        return self._parameters
-
-    @property
-    def parameters(self) -> TileParameters:
-        """Those of the last `fit`."""
-        if self._parameters is None:
-            raise InvalidInput("the encoder has no parameters yet: fit it first")
-        return self._parameters
-
-    def encode(self, x: Vectors) -> Codes:
-        """uint8 [n, dim] of float32 [n, dim]."""
-        return self.parameters.encode(x)
-
-    def decode(self, codes: Codes, bits: int = 8) -> Vectors:
-        """float32 [n, dim] from the top `bits` bits (1 to 5 or 8) of codes."""
-        return self.parameters.decode(codes, bits)
+        levels = int(number(state, "levels", 2, LEVELS)) if "levels" in state else LEVELS
+        steps = None if state.get("steps") is None else array_of(state, "steps", "i8", (levels,))
+        if steps is not None and ((steps < 0).any() or (steps > 2**48).any()):
+            raise CorruptIndex("tile parameters hold steps that were not counted")
+        spread = float(number(state, "spread", *SPREADS))
+        return cls(mean, scale, spread, seed, counts, rows, levels, steps)

@@ -24,6 +24,16 @@ def sentence(event: Mapping[str, Any]) -> str:
                 f"noticed at row {event['rows_seen']:,}: "
                 f"{event['drifted_share']:.0%} of dimensions, most of all {', '.join(worst)}"
             )
+        case "encoder.chosen":
+            errors = ", ".join(
+                f"{code['distribution']}, rotation {code['rotation']}: {code['error']:.3g}"
+                for code in event["measured"]
+            )
+            turned = "after a random rotation" if event["rotation"] == "random" else "as they are"
+            return (
+                f"vectors are coded by the {event['distribution']} law, {turned}: {event['reason']} "
+                f"(error / variance by {errors})"
+            )
         case "frame.opened":
             return (
                 f"new vectors are coded in frame {event['frame']} from now on: {event['reason']}; "

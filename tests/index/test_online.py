@@ -9,6 +9,7 @@ from driftline import CorruptIndex, DriftSettings, InvalidInput, OnlineIndex
 from driftline.index.cut import Chunk, Cut
 from driftline.index.events import (
     DriftDetected,
+    EncoderChosen,
     Event,
     FrameOpened,
     FrameRetired,
@@ -197,6 +198,12 @@ def test_rows_are_floats_until_a_code_can_be_fitted():
         "reencode.started",
         "reencode.finished",
         "frame.retired",
+    ]
+    (chosen,) = of_kind(events, EncoderChosen)
+    assert (chosen.distribution, chosen.rotation) == ("normal", "random")
+    assert [(code.distribution, code.rotation) for code in chosen.measured] == [
+        ("normal", "random"),
+        ("normal", "none"),
     ]
     assert recall(index, gaussian(50, 1)) > 0.97
     assert recall(index, gaussian(50, 1), rescore=False) > 0.9

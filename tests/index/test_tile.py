@@ -1,5 +1,5 @@
-"""The tile encoder: its error and the published one's, both tails, dead and huge dimensions, prefixes, stored
-form."""
+"""The tile encoder: its error and the published one's, both tails, any number of levels, dead and huge
+dimensions, prefixes, stored form."""
 
 import re
 from pathlib import Path
@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from driftline import CorruptIndex, InvalidInput
-from driftline.index.tile import BITS, SPREAD, TileEncoder, TileParameters
+from driftline.index.encoder import TileEncoder
+from driftline.index.laws import SPREAD, lattice_table, normal_edges, normal_table
+from driftline.index.lognormal import LogMoments, LognormalParameters
+from driftline.index.tile import BITS, TileParameters
 from driftline.native import rotate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.integrate import quad
-from scipy.stats import norm
+from scipy.stats import lognorm, norm
 
 GOLDEN = Path(__file__).parent / "golden" / "tile_version_1.msgpack"
 
@@ -170,10 +173,13 @@ def test_values_that_are_refused(bad: float) -> None:
 
 
 def test_arguments_that_are_refused() -> None:
-    """Each argument out of range is named; lognormal is not there yet."""
+    """Each argument out of range is named."""
     for arguments, named in [
         ({"dim": 0}, "dim"),
-        ({"distribution": "lognormal"}, "distribution"),
+        ({"distribution": "cauchy"}, "distribution"),
+        ({"distribution": "lognormal", "rotation": "random"}, "rotation"),
+        ({"levels": 1}, "levels"),
+        ({"levels": 257}, "levels"),
         ({"spread": 0.5}, "spread"),
         ({"spread": float("nan")}, "spread"),
         ({"rotation": "pca"}, "rotation"),
@@ -212,7 +218,7 @@ def test_any_rows(rows: np.ndarray, rotation: str) -> None:
     parameters = encoder.fit()
     codes = encoder.encode(rows)
     assert np.isfinite(encoder.decode(codes)).all()
-    again = TileParameters.from_bytes(parameters.to_bytes())
+    again = type(parameters).from_bytes(parameters.to_bytes())
     np.testing.assert_array_equal(again.encode(rows), codes)
     assert again.to_bytes() == parameters.to_bytes()
 
@@ -258,6 +264,150 @@ def test_hostile_bytes(data: st.DataObject) -> None:
     except CorruptIndex:
         return
     assert np.isfinite(parameters.decode(parameters.encode(np.zeros((2, parameters.dim), np.float32)))).all()
+
+
+@pytest.mark.parametrize("levels", [2, 3, 16, 37, 64, 255])
+@pytest.mark.parametrize("spread", [SPREAD, 1.0])
+def test_any_number_of_levels(levels: int, spread: float) -> None:
+    """Codes are the definition's, and stay below `levels` however far a value is; tables hold what scipy says
+    the tiles stand for."""
+    parameters = TileParameters.fit(np.zeros(3), np.ones(3), spread=spread, levels=levels)
+    edges = spread * norm.ppf(np.arange(1, levels) / levels)
+    np.testing.assert_allclose(normal_edges(spread, levels)[: levels - 1], edges, rtol=2e-7, atol=1e-9)
+    x = np.concatenate([np.linspace(-9, 9, 1_001), [-1e18, 1e18]]).astype(np.float32)
+    codes = parameters.encode(np.stack([x] * 3, axis=1))
+    np.testing.assert_array_equal(
+        codes[:, 1], np.searchsorted(normal_edges(spread, levels)[: levels - 1], x, side="right")
+    )
+    bounds = np.concatenate([[-np.inf], edges, [np.inf]])
+    means = (norm.pdf(bounds[:-1]) - norm.pdf(bounds[1:])) / np.diff(norm.cdf(bounds))
+    places = means if spread > 1 else norm.ppf((np.arange(levels) + 0.5) / levels)
+    np.testing.assert_allclose(normal_table(spread, levels), places, rtol=2e-6, atol=1e-8)
+    np.testing.assert_array_equal(parameters.decode(codes), normal_table(spread, levels)[codes])
+    again = TileParameters.from_bytes(parameters.to_bytes())
+    np.testing.assert_array_equal(again.encode(np.stack([x] * 3, axis=1)), codes)
+
+
+def test_prefixes_of_fewer_levels() -> None:
+    """Codes of 16 levels have prefixes of 1 to 4 bits, as good as those of 256; codes of 15 have none."""
+    rows = gaussian(4_000, 4)
+    sixteen = TileParameters.fit(np.zeros(4), np.ones(4), levels=16)
+    for bits in (1, 2, 3, 4):
+        assert sixteen.error(rows, bits) == pytest.approx(unit(4).error(rows, bits), rel=1e-6)
+    assert sixteen.error(rows) == sixteen.error(rows, 4)
+    with pytest.raises(InvalidInput, match="16 levels have no prefix of 5"):
+        sixteen.table(5)
+    with pytest.raises(InvalidInput, match="15 levels have no prefix of 2"):
+        TileParameters.fit(np.zeros(4), np.ones(4), levels=15).table(2)
+
+
+def lognormal_rows(rows: int, log_sigmas: list[float], seed: int = 0) -> np.ndarray:
+    return np.exp(gaussian(rows, len(log_sigmas), seed) * np.float32(log_sigmas))
+
+
+@pytest.mark.parametrize("log_sigma", [0.2, 0.8, 1.5])
+def test_error_on_the_lognormal_law(log_sigma: float) -> None:
+    """At most 1.1 times the best companding error, (integral of p^(1/3))^3 / (12 * 256^2); by quadrature."""
+    parameters = LognormalParameters.fit(np.zeros(1), np.array([log_sigma**2]), spread=SPREAD, levels=256)
+    law = lognorm(log_sigma)
+    root = quad(lambda z: law.pdf(np.exp(z)) ** (1 / 3) * np.exp(z), -12 * log_sigma, 18 * log_sigma)[0]
+    bounds = [0.0, *parameters.edges[0].astype(float), np.inf]
+    places = parameters.table()[0].astype(float)
+    error = sum(
+        quad(lambda x, place=place: (x - place) ** 2 * law.pdf(x), low, high)[0]
+        for low, high, place in zip(bounds[:-1], bounds[1:], places, strict=True)
+    )
+    assert error <= 1.1 * root**3 / (12 * 256**2)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_lognormal_tables(bits: int) -> None:
+    """A tile decodes to the law's mean inside it (by quadrature, both tails); with spread = 1, the published
+    encoder, edges and places are scipy's quantiles."""
+    mean, sigma = np.array([-1.0, 0.5]), np.array([0.8, 0.3])
+    ours = LognormalParameters.fit(mean, sigma**2, spread=SPREAD, levels=256)
+    published = LognormalParameters.fit(mean, sigma**2, spread=1.0, levels=256)
+    tiles = 2**bits
+    for d in range(2):
+        law = lognorm(sigma[d], scale=np.exp(mean[d]))
+        np.testing.assert_allclose(published.edges[d], law.ppf(np.arange(1, 256) / 256), rtol=3e-7)
+        middles = law.ppf((np.arange(tiles) + 0.5) / tiles)
+        np.testing.assert_allclose(published.table(bits)[d], middles, rtol=3e-7)
+        inner = ours.edges[d].astype(float)[2 ** (8 - bits) - 1 :: 2 ** (8 - bits)]
+        bounds = [0.0, *inner, np.inf]
+        for k in {0, 1, tiles // 3, tiles - 2, tiles - 1}:
+            inside = law.expect(lb=bounds[k], ub=bounds[k + 1], conditional=True)
+            assert ours.table(bits)[d, k] == pytest.approx(inside, rel=1e-4), (d, k)
+
+
+def test_lognormal_encoder() -> None:
+    """Learned from samples, in batches of any size: the error of the law; prefixes are ordered."""
+    encoder = TileEncoder(3, distribution="lognormal")
+    rows = lognormal_rows(20_000, [0.8, 0.1, 0.4])
+    for batch in np.array_split(rows, [1, 3, 5_000]):
+        encoder.update(batch)
+    fitted = encoder.fit()
+    np.testing.assert_allclose(fitted.mean, np.log(rows.astype(float)).mean(axis=0), atol=1e-12)
+    codes = encoder.encode(rows)
+    errors = [((rows - encoder.decode(codes, bits)) ** 2).mean(axis=0) for bits in BITS]
+    assert (np.diff(errors, axis=0) < 0).all()
+    best = np.sqrt(3) * np.pi / 2 * fitted.sigma**2 * np.exp(2 * fitted.mean + 2 * fitted.sigma**2) / 256**2
+    assert (errors[-1] < 1.3 * best).all()  # of samples: the far tail, seldom met, has much of it
+
+
+def test_lognormal_values_that_have_no_logarithm() -> None:
+    """0, negative and denormal values get the lowest tile, which decodes next to 0, and do not move the law.
+
+    A dimension that never was positive, or is constant, or spreads beyond float32, stays finite.
+    """
+    rows = lognormal_rows(3_000, [0.5] * 6)
+    clean = LogMoments(6)
+    clean.update(rows)
+    rows[:, 3] = -1.0
+    rows[:, 4] = 7.25
+    rows[:, 5] = np.where(np.arange(3_000) % 2, np.float32(1e-37), np.float32(1e18))
+    odd = np.zeros((3, 6), np.float32)
+    odd[:, :3] = np.array([[0.0, -3.0, 1e-42]]).T
+    encoder = TileEncoder(6, distribution="lognormal")
+    encoder.update(np.concatenate([rows, odd]))
+    parameters = encoder.fit()
+    np.testing.assert_allclose(parameters.mean[:3], clean.value()[0][:3], atol=1e-12)
+    assert (encoder.encode(odd)[:, :3] == 0).all()
+    decoded = encoder.decode(encoder.encode(np.concatenate([rows, odd])))
+    assert np.isfinite(decoded).all()
+    assert decoded[0, 3] < 1e-30
+    np.testing.assert_allclose(decoded[:-3, 4], 7.25, rtol=1e-6)
+    assert encoder.encode(np.full((1, 6), 1e18, np.float32))[0, 0] == 255
+    again = LognormalParameters.from_bytes(parameters.to_bytes())
+    np.testing.assert_array_equal(again.encode(rows), parameters.encode(rows))
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data())
+def test_hostile_lognormal_bytes(data: st.DataObject) -> None:
+    """Changed bytes are refused as corrupt, or are parameters that can be used."""
+    parameters = LognormalParameters.fit(np.zeros(2), np.ones(2), spread=SPREAD, levels=16)
+    good = parameters.to_bytes()
+    at = data.draw(st.integers(0, len(good) - 1))
+    bad = good[:at] + bytes([data.draw(st.integers(0, 255))]) + good[at + 1 :]
+    try:
+        found = LognormalParameters.from_bytes(bad)
+    except CorruptIndex:
+        return
+    assert np.isfinite(found.decode(found.encode(np.ones((2, found.dim), np.float32)))).all()
+
+
+def test_lattice() -> None:
+    """Whole steps are decoded as they were; a prefix decodes to the mean of what was counted in it."""
+    counts = np.bincount(np.arange(256) // 2, minlength=256)  # 0 to 127, twice each
+    parameters = TileParameters.lattice(5, -3.0, 0.1, counts)
+    rows = (-3 + 0.1 * np.random.default_rng(0).integers(0, 128, (300, 5))).astype(np.float32)
+    np.testing.assert_allclose(parameters.decode(parameters.encode(rows)), rows, atol=1e-5)
+    assert lattice_table(counts, 2).tolist() == [63.5, 191.5]  # nothing in the upper half: its middle
+    assert lattice_table(counts, 8)[3] == pytest.approx(np.arange(96, 128).mean())
+    again = TileParameters.from_bytes(parameters.to_bytes())
+    np.testing.assert_array_equal(again.table(4), parameters.table(4))
+    np.testing.assert_array_equal(again.encode(rows), parameters.encode(rows))
 
 
 @pytest.mark.parametrize(("rows", "four", "eight"), [(250, 0.008, 0.03), (1000, 0.002, 0.015)])

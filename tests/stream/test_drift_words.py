@@ -9,6 +9,7 @@ from driftline.stream.drift_words import sentence
 
 WORST = (events.WorstDimension(dimension=240, psi=1.2, shift_sigmas=-1.1),)
 KINDS = [kind for kind in vars(events).values() if isinstance(kind, type) and issubclass(kind, events.Event)]
+MEASURED = (events.CodeError(distribution="normal", rotation="random", error=4.1e-5, error_4_bits=0.0098),)
 VALUES: dict[str, Any] = {"int": 3, "float": 1.25, "str": "drift", "bool": True}
 
 
@@ -19,6 +20,8 @@ def test_every_event_is_a_sentence(kind: type[events.Event], gain: float | None)
     values = {
         field.name: WORST
         if field.name == "worst"
+        else MEASURED
+        if field.name == "measured"
         else gain
         if field.name.endswith("_gain")
         else VALUES[getattr(field.type, "__name__", str(field.type))]

@@ -1,0 +1,145 @@
+"""What `auto` chooses: lattices, rotations and laws on made-up streams, however they are cut into batches."""
+
+import numpy as np
+import pytest
+from driftline.index.choose import ROWS, Evidence, lattice_of
+from driftline.index.encoder import TileEncoder
+from driftline.index.tile import TileParameters
+
+
+def gaussian(rows: int, dim: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((rows, dim)).astype(np.float32)
+
+
+def whole(rows: int, dim: int, most: int) -> np.ndarray:
+    """Skewed whole numbers from 0 to `most`, half of them 0."""
+    values = np.maximum(gaussian(rows, dim) * (most / 4), 0)
+    values[0, 0] = most
+    return np.minimum(np.rint(values), most).astype(np.float32)
+
+
+def fitted(x: np.ndarray, **arguments: object) -> TileEncoder:
+    encoder = TileEncoder(x.shape[1], **arguments)  # pyright: ignore[reportArgumentType]
+    encoder.update(x)
+    encoder.fit()
+    return encoder
+
+
+def choice(encoder: TileEncoder) -> tuple[str, str]:
+    assert encoder.chosen is not None
+    return encoder.chosen.distribution, encoder.chosen.rotation
+
+
+def skewed(rows: int, dim: int) -> np.ndarray:
+    """Cubes, with far tails: no law fits until they are rotated."""
+    return gaussian(rows, dim) ** 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (gaussian(3_000, 32), ("normal", "none")),  # a rotation would cost and win nothing
+        (skewed(3_000, 32), ("normal", "random")),
+        (np.exp(0.8 * gaussian(3_000, 2)), ("lognormal", "none")),
+        (whole(3_000, 32, 255), ("lattice", "none")),
+        (whole(3_000, 32, 255) / np.float32(255) - np.float32(0.5), ("lattice", "none")),
+        (whole(3_000, 32, 256), ("normal", "random")),  # one step too many
+        (np.ones((100, 4), np.float32), ("normal", "none")),
+    ],
+    ids=["normal", "skewed", "lognormal", "bytes", "scaled bytes", "257 steps", "constant"],
+)
+def test_what_is_chosen(rows: np.ndarray, expected: tuple[str, str]) -> None:
+    """Each stream gets the code that suits it; the reason and all errors measured are told."""
+    encoder = fitted(rows)
+    assert choice(encoder) == expected
+    chosen = encoder.chosen
+    assert chosen is not None
+    assert chosen.reason
+    for code in chosen.measured:
+        assert f"{code.distribution}, rotation {code.rotation}: {code.error:.3g}" in encoder.explain()
+    best = next(code for code in chosen.measured if (code.distribution, code.rotation) == expected)
+    assert best.error <= 1.1 * min(code.error for code in chosen.measured) + 1e-10
+    error = np.square(rows - encoder.decode(encoder.encode(rows)), dtype=float).sum() / len(rows)
+    variance = max(rows.var(axis=0, dtype=float).sum(), 1e-30)
+    assert error / variance == pytest.approx(best.error, rel=0.5, abs=1e-9)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 15, 100, 255])
+def test_lattices_are_exact(count: int) -> None:
+    """Codes of whole steps decode to the values; few steps are far apart, so that prefixes hold them too."""
+    rows = np.random.default_rng(3).integers(0, count + 1, (2_000, 8)).astype(np.float32) * 0.25 - 7
+    encoder = fitted(rows)
+    assert choice(encoder) == ("lattice", "none")
+    np.testing.assert_allclose(encoder.decode(encoder.encode(rows)), rows, atol=1e-5)
+    if count in (1, 7, 15):
+        np.testing.assert_allclose(encoder.decode(encoder.encode(rows), bits=4), rows, atol=1e-5)
+
+
+def test_a_lattice_reaches_as_far_as_any_row() -> None:
+    """A rare value that the sample misses counts for the range; later ones get the nearest step there is."""
+    rows = whole(50_000, 4, 100)
+    rows[31_234, 2] = 130
+    encoder = fitted(rows)
+    np.testing.assert_array_equal(encoder.decode(encoder.encode(rows)), rows)
+    assert encoder.decode(encoder.encode(np.float32([[3.4, -9, 1e18, 0]]))).tolist() == [[3, 0, 255, 0]]
+
+
+def test_batches_do_not_matter() -> None:
+    """Sample and range are the same however a stream is cut; every row is as likely as any other."""
+    rows = np.arange(20_000, dtype=np.float32)[:, None]
+    cuts = [Evidence(1, 5) for _ in range(3)]
+    for evidence, batch in zip(cuts, (1, 333, 20_000), strict=True):
+        for start in range(0, 3_000 if batch == 1 else 20_000, batch):
+            evidence.update(rows[start : start + batch])
+    one, some, all_at_once = cuts
+    np.testing.assert_array_equal(some.rows, all_at_once.rows)
+    assert len(one.rows) == len(some.rows) == ROWS
+    assert (some.least, some.most, one.most) == (0, 19_999, 2_999)
+    assert np.abs(np.histogram(some.rows, 4, (0, 20_000))[0] - ROWS / 4).max() < 5 * np.sqrt(ROWS * 3 / 16)
+
+
+def test_choices_that_arguments_leave() -> None:
+    """What is asked for is done, whatever the data are like; explain says that it was asked for."""
+    rows = whole(2_000, 16, 255)
+    assert choice(fitted(rows, rotation="none")) == ("lattice", "none")
+    assert choice(fitted(rows, distribution="normal")) == ("normal", "random")
+    for arguments, text in [
+        ({"rotation": "random"}, "normal law, rotated with seed 0, as asked; fitted to 2,000 rows"),
+        ({"distribution": "normal", "rotation": "none"}, "normal law, not rotated, as asked"),
+        ({"distribution": "lognormal"}, "lognormal law, not rotated, as asked"),
+    ]:
+        encoder = fitted(rows, **arguments)
+        assert encoder.chosen is None
+        assert text in encoder.explain()
+
+
+def test_a_choice_may_change_with_the_data() -> None:
+    """Every fit chooses anew: whole numbers at first, then halves of ever more steps."""
+    encoder = fitted(whole(2_000, 16, 100))
+    assert choice(encoder) == ("lattice", "none")
+    encoder.update(gaussian(2_000, 16) * 100)
+    encoder.fit()
+    assert choice(encoder)[0] == "normal"
+
+
+def test_rotated_variances_from_a_sample() -> None:
+    """The rotation that `auto` chooses codes as well as one that saw every row."""
+    rows = skewed(20_000, 24) * np.linspace(0.01, 1, 24, dtype=np.float32) + 5
+    auto, exact = fitted(rows, distribution="normal"), fitted(rows, rotation="random")
+    assert choice(auto) == ("normal", "random")
+    errors = [
+        np.square(rows - encoder.decode(encoder.encode(rows))).mean(dtype=float) for encoder in (auto, exact)
+    ]
+    assert errors[0] <= 1.05 * errors[1]  # cubes: far tails, which 1,024 rows show few of
+    parameters = auto.parameters
+    assert isinstance(parameters, TileParameters)
+    total = (parameters.scale.astype(float) ** 2).sum()
+    assert total == pytest.approx(rows.var(axis=0, dtype=float).sum(), rel=1e-5)
+
+
+def test_no_lattice() -> None:
+    """Too few, too many, or not whole: there is none; nor where steps are too small for a float32."""
+    for values in ([5.0], [0.0, 1.0, 1e6], [0.0, 1.0, 1.5, 200.0], [0.0, 1e-40]):
+        evidence = Evidence(1, 0)
+        evidence.update(np.array(values, np.float32)[:, None])
+        assert lattice_of(evidence, 256) is None
