@@ -4,17 +4,29 @@ Both histograms are counts [dim, bins]. Two samples of one law are not at 0: wit
 4,000 give a PSI of 15 * (1/1000 + 1/4000) = 0.019 on average.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["jensen_shannon", "psi", "wasserstein"]
+__all__ = ["Dimensions", "jensen_shannon", "psi", "wasserstein"]
 
 Counts = NDArray[np.int64]
 Doubles = NDArray[np.float64]
 
 EMPTY = 0.5  # rows added to every bin where a logarithm is taken: an empty bin would be infinitely far
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dimensions:
+    """How each dimension of a window lies to the reference; float64 [dim], in original coordinates."""
+
+    scores: Doubles  # significance, as standard deviations of a normal law
+    shifts: Doubles  # of the mean, signed, in sigmas of the reference
+    psis: Doubles
+    jensen_shannons: Doubles  # in bits
+    wassersteins: Doubles  # on the 16 bins, in sigmas
 
 
 def _shares(counts: NDArray[Any], added: float = 0.0) -> Doubles:

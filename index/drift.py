@@ -1,17 +1,21 @@
 """Watching a stream for drift, and knowing what a new frame would gain.
 
-Rows are taken in windows of a fixed number. A window *differs* if its distribution does (index/reference.py),
-or if its rows are coded `loss_limit` times worse than they could be: the first is drift, the second is what
-drift costs. Windows running that differ are an alarm. With it the old reference is dropped and a new one
-learned from what comes next, so that one change is one alarm; while it is learned no test is made, which is
-the cooldown. The fit loss is armed again once it has come down.
+Rows are taken in windows of a fixed number, or of a time if that is over first; time is what the writer says
+it is, so that a replay finds what was found. A window *differs* if its distribution does
+(index/reference.py), or if its rows are coded `loss_limit` times worse than they could be: the first is
+drift, the second is what drift costs. Windows running that differ are an alarm, and so is one that differs by
+far. With it the old reference is dropped and a new one learned from what comes next, so that one change is
+one alarm; while it is learned no test is made, which is the cooldown. The fit loss is armed again once it has
+come down.
 
 The work of a window is bounded: all rows are coded once, in original coordinates; only a sample of them is
 rotated, from 256 rows in high dimensions to all in low ones.
 """
 
 import math
-from collections.abc import Sequence
+from base64 import b64encode
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -19,26 +23,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorruptIndex, InvalidInput
-from .divergence import jensen_shannon, psi, wasserstein
+from .divergence import Dimensions, jensen_shannon, psi, wasserstein
 from .events import DriftDetected, DriftWindow, WorstDimension
-from .packing import array_bytes, arrays_of, field, mapping, number
+from .kinds import kind_of
+from .packing import array_bytes, array_of, arrays_of, field, items, mapping, number
 from .recent import Recent
-from .reference import CHUNKS, Comparison, Reference
+from .reference import CHUNKS, Chunk, Comparison, Reference
 from .statistics import as_rows
 from .tile import BINS, TileParameters
 
 __all__ = ["GAIN_BITS", "DriftMonitor", "DriftSettings", "expected_gain"]
 
 Vectors = NDArray[np.float32]
-Counts = NDArray[np.int64]
+Doubles = NDArray[np.float64]
 
-STATE_VERSION = 2  # 1 held the kept rows rotated, and is read
+STATE_VERSION = 3  # of 1 and 2 all is read but the reference, which held other things: it is learned anew
 GAIN_BITS = 4  # at which codes are judged: they route a search, and what it misses no further bit can rank
 SAMPLE = 200_000  # components of a window's rows that are rotated, but not less than LEAST rows
 LEAST = 256
 JUDGED = 100_000  # components of the sample that the fit loss is measured on, known to about 2 % then
 CONFIRM = 2  # windows running that make an alarm
 CONFIRM_BURSTY = 3  # in a bursty stream, where one burst may fill two windows: SIFT, photo after photo
+LEAST_TIMED = 64  # rows of a window that time closes: as many as the shortest that are counted
+PATH = 8  # windows before an alarm that tell a gradual change from an abrupt one
 WORST = 5  # dimensions named in a report
 
 
@@ -49,7 +56,8 @@ class DriftSettings:
     window_rows: int = 1000
     """Rows of a window, rounded down to a multiple of 4; 64 or more."""
     alpha: float = 0.01
-    """Chance that a window of unchanged data differs in distribution; an alarm needs two or three running."""
+    """Chance that a window of unchanged data differs in distribution; an alarm needs two or three running, or
+    one that differs by far."""
     reference_windows: int = 4
     """Windows that a reference is made of before anything is compared with it, 3 to 16; it grows to 16."""
     loss_limit: float = 1.25
@@ -58,11 +66,14 @@ class DriftSettings:
     """Least gain (squared error before / after) for which a frame is opened or a slab encoded anew."""
     forget_rows: float = 10_000.0
     """Rows after which an older row counts half in the statistics that a frame is fitted to."""
+    window_seconds: float = math.inf
+    """A window of 64 or more rows also ends at this age, by the times that `update` is told."""
 
     def __post_init__(self) -> None:
         ranges = {
             "window_rows": (64, 10_000_000), "alpha": (1e-12, 0.5), "reference_windows": (3, 16),
             "loss_limit": (1.0, math.inf), "min_gain": (1.0, math.inf), "forget_rows": (1.0, math.inf),
+            "window_seconds": (0.001, math.inf),
         }  # fmt: skip
         for name in (known.name for known in fields(self)):
             least, most = ranges[name]
@@ -93,16 +104,23 @@ class DriftMonitor:
         self.settings = settings or DriftSettings()
         self.rotation_seed = rotation_seed
         self.rows_seen = 0
+        self.dimensions: Dimensions | None = None
+        """Of the last window, if it was compared with a reference."""
         self._chunk_rows = self.settings.window_rows // CHUNKS
         self._stride = -(-self._chunk_rows * CHUNKS // max(LEAST, SAMPLE // dim))
         forget = self.settings.forget_rows / self._stride
         self._recent = Recent(dim, rotation_seed, forget, CONFIRM * CHUNKS)
         self._reference: Reference | None = None  # none before the first window
-        self._held: list[Counts] = []  # windows that the reference learns once a later one agrees with it
+        self._held: list[
+            list[Chunk]
+        ] = []  # windows that the reference learns once a later one agrees with it
+        self._path: deque[Doubles] = deque(maxlen=PATH)  # features of the newest windows since it was begun
         self._differing = 0  # windows running
+        self._differing_rows = 0
         self._armed = True  # whether the fit loss can make a window differ
         self._first: list[Vectors] = []  # chunks of the first window, before there is a ruler
-        self._counts: list[Counts] = []  # of each chunk of the open window
+        self._chunks: list[Chunk] = []  # of the open window
+        self._opened_ms: int | None = None  # when its first row came
         self._pending: list[Vectors] = []  # rows that do not fill a chunk yet
 
     # ---- taking rows
@@ -114,96 +132,126 @@ class DriftMonitor:
         others: Sequence[TileParameters] = (),
         *,
         stored: bool = False,
+        now_ms: int | None = None,
     ) -> list[DriftWindow | DriftDetected]:
         """Take float32 [n, dim], in the order of writing; what was found, for every window that they fill.
 
         frame: that they are written in; None while they are held as floats: all is learned, nothing said.
         others: frames that are alive beside it. stored: the rows lie where they stay and never change, so
-        those that are wanted later need no copy. Whatever the batches, the windows are the same.
+        those that are wanted later need no copy. now_ms: the time, for `window_seconds`; without it only rows
+        close windows. Whatever the batches, the windows are the same, if they are told the same times.
         """
         for parameters in (frame, *others):
             if parameters is not None and parameters.rotation_seed != self.rotation_seed:
                 raise InvalidInput("a frame has another rotation than the statistics")
         rows = as_rows(rows, self.dim)
         found: list[DriftWindow | DriftDetected] = []
+        if self._is_old(now_ms):
+            if self._pending:
+                self._take_chunk(frame is None)
+            found.extend(self._close_window(frame, others, now_ms))
         while len(rows):
+            if self._opened_ms is None:
+                self._opened_ms = now_ms
             room = self._chunk_rows - sum(map(len, self._pending))
             self._pending.append(rows[:room] if stored else rows[:room].copy())
             if len(rows) < room:
                 break
             rows = rows[room:]
-            parts, self._pending = self._pending, []
-            self._take_chunk(parts, frame is None)
-            if max(len(self._counts), len(self._first)) == CHUNKS:
-                found.extend(self._close_window(frame, others))
+            self._take_chunk(frame is None)
+            if max(len(self._chunks), len(self._first)) == CHUNKS:
+                found.extend(self._close_window(frame, others, now_ms))
         return found
 
-    def _take_chunk(self, parts: list[Vectors], is_float: bool) -> None:
-        self.rows_seen += self._chunk_rows
+    def _is_old(self, now_ms: int | None) -> bool:
+        if now_ms is None or self._opened_ms is None:
+            return False
+        if now_ms - self._opened_ms < 1000 * self.settings.window_seconds:
+            return False
+        taken = (len(self._chunks) + len(self._first)) * self._chunk_rows
+        return taken + sum(map(len, self._pending)) >= LEAST_TIMED
+
+    def _take_chunk(self, is_float: bool) -> None:
+        parts, self._pending = self._pending, []
+        self.rows_seen += sum(map(len, parts))
         if self._reference is None:
             self._first.append(np.concatenate(parts))
         else:
-            self._counts.append(self._reference.count(parts))
+            self._chunks.append(self._reference.count(parts))
         # A frame may soon be fitted to few rows: while they are floats, and after a change. Take all of them.
         self._recent.add(parts, 1 if is_float or self._differing else self._stride)
 
     # ---- a window
 
     def _close_window(
-        self, frame: TileParameters | None, others: Sequence[TileParameters]
+        self, frame: TileParameters | None, others: Sequence[TileParameters], now_ms: int | None
     ) -> list[DriftWindow | DriftDetected]:
+        opened_ms, self._opened_ms = self._opened_ms, None
         if self._reference is None:
             return self._first_window()
-        reference, counts = self._reference, np.stack(self._counts)
-        self._counts = []
+        reference, chunks = self._reference, self._chunks
+        self._chunks = []
+        window = Chunk.together(chunks)
+        self._path.append(reference.features(window.counts))
         if frame is None:
             self._recent.close_window(differing=0)
             if not reference.full:
-                reference.learn(counts)
+                reference.learn(chunks)
             return []
 
         comparison = None
         if reference.windows >= self.settings.reference_windows:
-            comparison = reference.compare(counts, self.settings.alpha)
-        error, best_error = self._errors(frame, others)
+            comparison = reference.compare(chunks, self.settings.alpha)
+        error, best_error = self._errors(frame, others, len(chunks))
         loss = error / best_error if best_error > 0 else 1.0
         differs = self._judge(comparison, loss)
         self._differing = self._differing + 1 if differs else 0
+        self._differing_rows = self._differing_rows + window.rows if differs else 0
         self._recent.close_window(self._differing)
-        self._learn(reference, counts, bool(differs))
+        self._learn(reference, chunks, bool(differs))
+        self.dimensions = None if comparison is None else _dimensions(reference, window, comparison)
         bursty = differs == "distribution" and comparison is not None and comparison.bursty
+        confirm = CONFIRM_BURSTY if bursty else CONFIRM
         report = DriftWindow(
-            rows=CHUNKS * self._chunk_rows,
+            rows=window.rows,
             rows_seen=self.rows_seen,
+            seconds=None if now_ms is None or opened_ms is None else (now_ms - opened_ms) / 1000,
             fit_loss=loss,
             error=error,
             best_error=best_error,
             differs=differs,
-            detected=self._differing >= (CONFIRM_BURSTY if bursty else CONFIRM),
-            **_compared(reference, counts.sum(axis=0), comparison),
+            detected=self._differing >= confirm or (comparison is not None and comparison.by_far),
+            **_compared(self.dimensions, comparison),
+            reference_rows=0 if comparison is None else reference.rows,
         )
-        return [report, self._alarm(report)] if report.detected else [report]
+        return [report, self._alarm(report, comparison, frame, others)] if report.detected else [report]
 
     def _first_window(self) -> list[DriftWindow | DriftDetected]:
         """It gives the ruler, and is what later windows are compared with."""
         self._recent.close_window(differing=0)
         self._reference = Reference(self._recent.ruler())
-        self._reference.learn(np.stack([self._reference.count([chunk]) for chunk in self._first]))
+        self._reference.learn([self._reference.count([chunk]) for chunk in self._first])
         self._first = []
         return []
 
-    def _errors(self, frame: TileParameters, others: Sequence[TileParameters]) -> tuple[float, float]:
+    def _errors(
+        self, frame: TileParameters, others: Sequence[TileParameters], chunks: int
+    ) -> tuple[float, float]:
         """Mean squared error of rows of the window in its frame, and the least that any frame or a refit has.
 
         The refit is to the window before: one to the window itself would know its bursts, and always win.
         """
-        rows = self._recent.window_rows(CHUNKS, max(LEAST // 2, JUDGED // self.dim))
         rivals = others if self._recent.last_fit is None else (*others, self._recent.last_fit)
-        errors = [
-            float(np.concatenate([parameters.row_errors(some, GAIN_BITS) for some in rows]).mean())
-            for parameters in (frame, *rivals)
-        ]
+        errors = self._errors_in((frame, *rivals), chunks)
         return errors[0], min(errors)
+
+    def _errors_in(self, frames: Iterable[TileParameters], chunks: int) -> list[float]:
+        """Of a sample of the last chunks, in each of the frames."""
+        rows = self._recent.window_rows(chunks, max(LEAST // 2, JUDGED // self.dim))
+        return [
+            float(np.concatenate([parameters.row_errors(some, GAIN_BITS) for some in rows]).mean())
+            for parameters in frames
+        ]
 
     def _judge(self, comparison: Comparison | None, loss: float) -> str:
         """Whether a window differs, and by what."""
@@ -213,29 +261,47 @@ class DriftMonitor:
             return "fit_loss"
         return "distribution" if comparison is not None and comparison.p_value < self.settings.alpha else ""
 
-    def _learn(self, reference: Reference, counts: Counts, differs: bool) -> None:
+    def _learn(self, reference: Reference, chunks: list[Chunk], differs: bool) -> None:
         """Into the reference, once a later window agrees: a change may have begun inside this one."""
         if reference.full:
             return
         if reference.windows < self.settings.reference_windows and not differs:
-            reference.learn(counts)
+            reference.learn(chunks)
             return
-        self._held.append(counts)
+        self._held.append(chunks)
         if not differs:
             for held in self._held[:-1]:
                 reference.learn(held)
             self._held = self._held[-1:]
 
-    def _alarm(self, report: DriftWindow) -> DriftDetected:
+    def _alarm(
+        self,
+        report: DriftWindow,
+        comparison: Comparison | None,
+        frame: TileParameters,
+        others: Sequence[TileParameters],
+    ) -> DriftDetected:
         """Forget the old world: the next frame and the next reference are of what came after the change."""
-        since = self.rows_seen - self._differing * report.rows
+        assert self._reference is not None, "what differs was compared"
+        assert self._recent.last_fit is not None, "a window was closed"
+        error, *elsewhere, fitted = self._errors_in((frame, *others, self._recent.last_fit), CHUNKS)
+        kind = kind_of(
+            tuple(self._path),
+            self._reference.features(self._reference.seen.counts),
+            np.zeros(self.dim, bool) if comparison is None else comparison.drifted,
+            (error, elsewhere, fitted),
+            self.settings.min_gain,
+        )
+        since = self.rows_seen - self._differing_rows
         self._recent.forget_what_was_before()
         self._reference = Reference(self._recent.ruler())
-        self._held, self._differing, self._armed = [], 0, False
+        self._path.clear()
+        self._held, self._differing, self._differing_rows, self._armed = [], 0, 0, False
         return DriftDetected(
             rows_seen=self.rows_seen,
             since_rows_seen=since,
             differs=report.differs,
+            kind=kind,
             fit_loss=report.fit_loss,
             drifted_share=report.drifted_share,
             mean_shift_sigmas=report.mean_shift_sigmas,
@@ -268,9 +334,10 @@ class DriftMonitor:
     def state(self) -> dict[str, Any]:
         """For `from_state`; a monitor restored from it goes on as if nothing had happened.
 
-        version, dim, rows_seen, differing: int; rotation_seed: int or nil; window_rows: int, as rounded;
-        armed: bool; recent (index/recent.py); reference (index/reference.py) or nil;
-        held, counts: lists of i8 [4, dim, 16] and [dim, 16]; first, pending: lists of f4 [n, dim].
+        version, dim, rows_seen, differing, differing_rows: int; rotation_seed, opened_ms: int or nil;
+        window_rows: int, as rounded; armed: bool; recent (index/recent.py); reference (index/reference.py) or
+        nil; held: list of windows, each a list of chunks; chunks: list of chunks, each a map of counts (i8
+        [dim, 16]) and sums (f8 [dim]); path: list of f8 [2, dim]; first, pending: lists of f4 [n, dim].
         """
         return {
             "version": STATE_VERSION,
@@ -282,8 +349,11 @@ class DriftMonitor:
             "armed": self._armed,
             "recent": self._recent.state(),
             "reference": None if self._reference is None else self._reference.state(),
-            "held": [array_bytes(counts) for counts in self._held],
-            "counts": [array_bytes(counts) for counts in self._counts],
+            "differing_rows": self._differing_rows,
+            "opened_ms": self._opened_ms,
+            "held": [[_stored(chunk) for chunk in chunks] for chunks in self._held],
+            "chunks": [_stored(chunk) for chunk in self._chunks],
+            "path": [array_bytes(features) for features in self._path],
             "first": [array_bytes(rows) for rows in self._first],
             "pending": [array_bytes(rows) for rows in self._pending],
         }
@@ -310,42 +380,82 @@ class DriftMonitor:
         chunk_rows = monitor._chunk_rows
         if field(known, "window_rows", int) != CHUNKS * chunk_rows:
             return monitor
+        monitor._pending = arrays_of(known, "pending", "f4", (-1, dim))
+        if sum(map(len, monitor._pending)) >= chunk_rows:
+            raise CorruptIndex("the stored drift statistics hold more rows than fill a chunk")
+        if version < 3:
+            return monitor
         monitor._differing = int(number(known, "differing", 0, 2**31))
+        monitor._differing_rows = int(number(known, "differing_rows", 0, 2**62))
         monitor._armed = field(known, "armed", bool)
+        if known.get("opened_ms") is not None:
+            monitor._opened_ms = int(number(known, "opened_ms", -(2**62), 2**62))
         if known.get("reference") is not None:
             monitor._reference = Reference.from_state(dim, CHUNKS * chunk_rows, known["reference"])
-        monitor._held = arrays_of(known, "held", "i8", (CHUNKS, dim, BINS))
-        monitor._counts = arrays_of(known, "counts", "i8", (dim, BINS))
+        monitor._held = [_chunks_of(chunks, dim, chunk_rows) for chunks in items(known, "held")]
+        monitor._chunks = _chunks_of(items(known, "chunks"), dim, chunk_rows)
+        monitor._path.extend(arrays_of(known, "path", "f8", (2, dim)))
         monitor._first = arrays_of(known, "first", "f4", (chunk_rows, dim))
-        monitor._pending = arrays_of(known, "pending", "f4", (-1, dim))
-        counted = [counts.sum(axis=-1) for counts in (*monitor._held, *monitor._counts)]
-        if (
-            any((rows != chunk_rows).any() for rows in counted)
-            or max(len(monitor._counts), len(monitor._first)) >= CHUNKS
-            or sum(map(len, monitor._pending)) >= chunk_rows
-        ):
+        if not all(monitor._held) or max(len(monitor._chunks), len(monitor._first)) >= CHUNKS:
             raise CorruptIndex("the stored drift statistics do not hold the rows that they count")
         return monitor
 
 
-def _compared(reference: Reference, window: Counts, comparison: Comparison | None) -> dict[str, Any]:
+def _stored(chunk: Chunk) -> dict[str, bytes]:
+    return {"counts": array_bytes(chunk.counts), "sums": array_bytes(chunk.sums)}
+
+
+def _chunks_of(stored: Any, dim: int, most: int) -> list[Chunk]:
+    """At most four chunks of 1 to `most` rows, as `_stored` gave them. CorruptIndex for anything else."""
+    chunks: list[Chunk] = []
+    for each in items({"chunks": stored}, "chunks"):
+        known = mapping(each, "chunk")
+        counts = array_of(known, "counts", "i8", (dim, BINS))
+        rows = counts.sum(axis=1)
+        if (counts < 0).any() or (rows != rows[0]).any() or not 1 <= rows[0] <= most:
+            raise CorruptIndex("a stored chunk does not hold the rows that it counts")
+        chunks.append(Chunk(counts, array_of(known, "sums", "f8", (dim,))))
+    if len(chunks) > CHUNKS:
+        raise CorruptIndex(f"a stored window holds {len(chunks)} chunks")
+    return chunks
+
+
+def _dimensions(reference: Reference, window: Chunk, comparison: Comparison) -> Dimensions:
+    known, counts = reference.seen.counts, window.counts
+    return Dimensions(
+        scores=comparison.scores,
+        shifts=comparison.shift,
+        psis=psi(known, counts),
+        jensen_shannons=jensen_shannon(known, counts),
+        wassersteins=wasserstein(known, counts, reference.ruler.table(4)),
+    )
+
+
+def _packed(values: Doubles) -> str:
+    """Numbers as base64 of little-endian halves: four digits are enough to draw."""
+    return b64encode(np.clip(values, -65504, 65504).astype("<f2").tobytes()).decode()
+
+
+def _compared(dimensions: Dimensions | None, comparison: Comparison | None) -> dict[str, Any]:
     """The fields of a report that compare; nothing differs while the reference is learned."""
-    if comparison is None:
+    if dimensions is None or comparison is None:
         return {
             "psi": 0.0, "jensen_shannon": 0.0, "wasserstein_sigmas": 0.0, "mean_shift_sigmas": 0.0,
-            "drifted_share": 0.0, "worst": (), "inflation": 1.0, "p_value": 1.0, "reference_rows": 0,
+            "drifted_share": 0.0, "worst": (), "scores": "", "shifts": "", "psis": "", "inflation": 1.0,
+            "p_value": 1.0,
         }  # fmt: skip
-    known = reference.counts
-    psis = psi(known, window)
-    worst = np.argsort(-comparison.scores, kind="stable")[:WORST]
+    psis, shifts = dimensions.psis, dimensions.shifts
+    worst = np.argsort(-dimensions.scores, kind="stable")[:WORST]
     return {
         "psi": float(psis.mean()),
-        "jensen_shannon": float(jensen_shannon(known, window).mean()),
-        "wasserstein_sigmas": float(wasserstein(known, window, reference.ruler.table(4)).mean()),
-        "mean_shift_sigmas": math.sqrt(float(np.mean(comparison.shift**2))),
+        "jensen_shannon": float(dimensions.jensen_shannons.mean()),
+        "wasserstein_sigmas": float(dimensions.wassersteins.mean()),
+        "mean_shift_sigmas": math.sqrt(float(np.mean(shifts**2))),
         "drifted_share": float(comparison.drifted.mean()),
-        "worst": tuple(WorstDimension(int(d), float(psis[d]), float(comparison.shift[d])) for d in worst),
+        "worst": tuple(WorstDimension(int(d), float(psis[d]), float(shifts[d])) for d in worst),
+        "scores": _packed(dimensions.scores),
+        "shifts": _packed(shifts),
+        "psis": _packed(psis),
         "inflation": comparison.inflation,
         "p_value": comparison.p_value,
-        "reference_rows": reference.rows,
     }

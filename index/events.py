@@ -51,6 +51,7 @@ class DriftWindow(Event):
     name: ClassVar[str] = "drift.window"
     rows: int  # of the window
     rows_seen: int  # since the index was made, with this window
+    seconds: float | None  # from its first row to its end, as the writer tells the time; None if it does not
     fit_loss: float  # error / best_error, never below 1: "codes are 1.2 times worse than they could be"
     error: float  # of a sample of the window's rows, at four bits, in the frame they were written in
     best_error: float  # the least among that frame, the other live ones, and one fitted to the window before
@@ -60,21 +61,26 @@ class DriftWindow(Event):
     mean_shift_sigmas: float  # root mean square over dimensions
     drifted_share: float  # of dimensions that differ significantly, each by itself
     worst: tuple[WorstDimension, ...]  # the most significant first
+    scores: str  # of every dimension: significance in standard deviations; base64 of little-endian f2 [dim]
+    shifts: str  # of every dimension's mean in sigmas, the same form; empty while a reference is learned
+    psis: str
     inflation: float  # how many times more (in variance) window means scatter than independent rows would
     p_value: float  # of the most significant dimension, corrected for their number; 1 while learning
     reference_rows: int  # that the window was compared with
     differs: str  # "distribution" (p_value below alpha), "fit_loss" (beyond its limit) or "" for neither
-    detected: bool  # windows running have differed; a drift.detected follows
+    detected: bool  # windows running have differed, or this one by far; a drift.detected follows
 
 
 @dataclass(frozen=True, slots=True)
 class DriftDetected(Event):
-    """The data are not what they were, for some windows running. A new reference is learned from here on."""
+    """The data are not what they were: windows running differ, or one by far. A new reference is learned from
+    here on."""
 
     name: ClassVar[str] = "drift.detected"
     rows_seen: int
     since_rows_seen: int  # rows seen before the first window that differed
     differs: str  # as in the last of these windows
+    kind: str  # "abrupt", "gradual", "scale" or "returning" (index/kinds.py)
     fit_loss: float
     drifted_share: float
     mean_shift_sigmas: float

@@ -35,7 +35,8 @@ class Recent:
 
     Rows come in chunks; chunks make windows. Of windows running that differ from what was before, moments are
     kept apart, except of the first, inside which the change lies: after it the next frame is fitted to what
-    came after the change and to nothing else.
+    came after the change and to nothing else. One window that differs so much that it is an alarm by itself
+    is kept without its first chunk: a change further inside it would have set its chunks apart.
 
     forget: rows added after which an older one counts half. chunks: how many of them are kept as rows.
     """
@@ -46,11 +47,12 @@ class Recent:
         self._forget = forget
         self._all = self._pair(forget)
         self._window = self._pair()
-        self._since = self._pair()  # of the windows running that differ, after the first
+        self._tail = self._pair()  # of the open window without its first chunk
+        self._since = self._pair()  # of what `forget_what_was_before` keeps
         self._last: TileParameters | None = None  # of the last closed window
         self._sample: deque[list[Vectors]] = deque(maxlen=chunks)  # of each chunk
         self._open = 0  # chunks of the open window
-        self._chunks_since = 0  # chunks of these windows
+        self._chunks_since = 0  # chunks of it
 
     def _pair(self, forget: float | None = None) -> tuple[Moments, Moments]:
         return Moments(self.dim, forget), Moments(self.dim, forget)
@@ -67,9 +69,14 @@ class Recent:
             rows.copy() if stride > 1 and part.flags.owndata else rows
             for part, rows in zip(parts, _strided(parts, stride), strict=True)
         ]
+        chunk = self._pair()
         for rows in spans(kept):
-            self._window[0].update(rows)
-            self._window[1].update(self._rotated(rows))
+            chunk[0].update(rows)
+            chunk[1].update(self._rotated(rows))
+        for i, moments in enumerate(chunk):
+            self._window[i].merge(moments)
+            if self._open:
+                self._tail[i].merge(moments)
         self._sample.append(kept)
         self._open += 1
 
@@ -86,19 +93,24 @@ class Recent:
     def close_window(self, differing: int) -> None:
         """The open window is over; `differing` windows running, with it, differ from what was before them."""
         if differing <= 1:
-            self._since, self._chunks_since = self._pair(), 0
+            several = self._open > 1
+            self._since = self._tail if several else self._window
+            self._chunks_since = self._open - several
+        elif differing == 2:
+            self._since, self._chunks_since = self._window, self._open
         else:
             self._chunks_since += self._open
-        self._open = 0
-        for whole, since, window in zip(self._all, self._since, self._window, strict=True):
-            whole.merge(window)
-            if differing > 1:
+            for since, window in zip(self._since, self._window, strict=True):
                 since.merge(window)
+        self._open = 0
+        for whole, window in zip(self._all, self._window, strict=True):
+            whole.merge(window)
         self._last = TileParameters.fit(*self._window[1].value(), rotation_seed=self._seed)
-        self._window = self._pair()
+        self._window, self._tail = self._pair(), self._pair()
 
     def forget_what_was_before(self) -> None:
-        """Keep the windows running that differ, after the first of two or more, and nothing older."""
+        """Keep what came after the change: of two or more windows running that differ all but the first, of
+        one all but its first chunk, if it has more."""
         self._all = self._pair(self._forget)
         for whole, since in zip(self._all, self._since, strict=True):
             whole.merge(since)
@@ -156,12 +168,13 @@ class Recent:
     def state(self) -> dict[str, Any]:
         """For `restore`.
 
-        all, window, since: two moments each; last: tile parameters or nil; rows: list of f4 [n, dim], the
-        kept rows of each chunk; open, chunks_since: int.
+        all, window, tail, since: two moments each; last: tile parameters or nil; rows: list of f4 [n, dim],
+        the kept rows of each chunk; open, chunks_since: int.
         """
         return {
             "all": [moments.state() for moments in self._all],
             "window": [moments.state() for moments in self._window],
+            "tail": [moments.state() for moments in self._tail],
             "since": [moments.state() for moments in self._since],
             "last": None if self._last is None else self._last.to_bytes(),
             "rows": [array_bytes(np.concatenate(chunk)) for chunk in self._sample],
@@ -170,13 +183,15 @@ class Recent:
         }
 
     def restore(self, state: Any, version: int) -> None:
-        """Take over what `state` said; in version 1, `sample` held the rows rotated.
+        """Take over what `state` said; version 1 held the rows rotated, in `sample`, and there was no `tail`
+        before version 3.
 
         CorruptIndex for what it cannot have said.
         """
         state = mapping(state, "recent statistics")
         self._all = self._restored(state, "all")
         self._window = self._restored(state, "window")
+        self._tail = self._pair() if version < 3 else self._restored(state, "tail")
         self._since = self._restored(state, "since")
         last = state.get("last")
         self._last = None if last is None else TileParameters.from_bytes(last)
