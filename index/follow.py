@@ -106,12 +106,13 @@ class Follower:
 
     def cancel(self) -> None:
         self._asked = None
-        self._cancelled = True
+        self._cancelled = self.waiting
+        self._paused = False
 
     @property
     def progress(self) -> Progress:
         """Any thread may ask."""
-        return self._reencoder.progress(self._paused, self._deciding)
+        return self._reencoder.progress(self._paused, self._deciding, over=self._cancelled)
 
     # ---- upkeep
 
@@ -136,7 +137,7 @@ class Follower:
         if self._cancelled:
             self._coming = None  # no frame leaves for it any more
             self._reencoder.end("cancelled by hand")
-            self._cancelled = self._paused = False
+            self._cancelled = False
         write = self._frames.write.parameters
         if write is None:
             self._drifted = False
@@ -225,7 +226,7 @@ class Follower:
                 "drifted": self._drifted,
                 "look_at": self._look_at,
                 "asked": self._asked,
-                "paused": self._paused and not over,
+                "paused": self._paused,
                 "coming": coming,
                 "gain": self._gain,
                 "reencode": None if over else self._reencoder.state(),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..errors import CorruptIndex, InvalidInput
 from ..native import Answers, Core
 from .bitset import Bitset
+from .budget import Budget
 from .cut import Chunk, Cut
 from .drift import DriftMonitor, DriftSettings
 from .events import Event
@@ -333,10 +334,11 @@ class OnlineIndex:
 
     # ---- upkeep
 
-    def maintain(self, budget_s: float) -> bool:
+    def maintain(self, budget_s: float, reencoding: Budget | None = None) -> bool:
         """Repair after deletes, move slabs to other frames, give memory back; for about budget_s seconds.
 
-        True while more can be done. Searches and writes go on meanwhile.
+        reencoding: what following the data may take of a core, survey and moves; None: all of it. True while
+        more can be done at once. Searches and writes go on meanwhile.
         """
         deadline = time.monotonic() + budget_s
         with self._upkeep:
@@ -345,9 +347,18 @@ class OnlineIndex:
                 if self._repairing and not repairing:
                     self._release_segments()
                 self._repairing = repairing
-                more = self._follower.step() or repairing
+                more = self._follow(reencoding) or repairing
                 if not more or time.monotonic() >= deadline:
                     return more
+
+    def _follow(self, budget: Budget | None) -> bool:
+        if budget is None:
+            return self._follower.step()
+        if not budget.due:
+            return False
+        with budget.step():
+            more = self._follower.step()
+        return more and budget.due
 
     def reencode(self, *, now: bool = False) -> None:
         """Ask for a re-encode, whether or not the data drifted; `maintain` carries it out.

@@ -132,9 +132,11 @@ class Reencoder:
         """Whether there are raw vectors to encode anew."""
         return self._read is not None
 
-    def progress(self, paused: bool, deciding: bool) -> Progress:
-        """Any thread may ask."""
+    def progress(self, paused: bool, deciding: bool, *, over: bool) -> Progress:
+        """Any thread may ask. over: what is under way ends with the next step."""
         surveyed, end, done, total = self._surveyed, self._end, self._done, self._total
+        if over:
+            end = total = 0
         if surveyed < end:
             return Progress("survey", paused, self._reason, surveyed, end, 0, 0.0, None)
         if done < total:
