@@ -16,9 +16,12 @@ __all__ = [
     "Event",
     "FrameOpened",
     "FrameRetired",
+    "ReencodeCancelled",
     "ReencodeDeclined",
     "ReencodeFinished",
+    "ReencodePaused",
     "ReencodeProgress",
+    "ReencodeResumed",
     "ReencodeStarted",
     "WorstDimension",
 ]
@@ -160,6 +163,37 @@ class ReencodeFinished(Event):
     seconds: float
     predicted_gain: float | None
     measured_gain: float | None  # error before / after over all rows that moved
+
+
+@dataclass(frozen=True, slots=True)
+class ReencodeCancelled(Event):
+    """A re-encode ended before all slabs had moved; those that had stay where they are."""
+
+    name: ClassVar[str] = "reencode.cancelled"
+    reason: str
+    slabs_done: int
+    slabs: int  # that were to move; 0: they were still being surveyed
+    rows_done: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReencodePaused(Event):
+    """No slab moves until it is resumed."""
+
+    name: ClassVar[str] = "reencode.paused"
+    slabs_done: int
+    slabs: int  # 0: nothing was moving
+    rows_done: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReencodeResumed(Event):
+    """What was paused goes on."""
+
+    name: ClassVar[str] = "reencode.resumed"
+    slabs_done: int
+    slabs: int  # 0: nothing was moving
+    rows_done: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import CorruptIndex, InvalidInput
 from ..native import Core
 from .choose import frame_chosen
 from .drift import DriftMonitor, expected_gain
-from .events import DriftDetected, Event, FrameOpened, FrameRetired, ReencodeDeclined
+from .events import (
+    DriftDetected,
+    Event,
+    FrameOpened,
+    FrameRetired,
+    ReencodeDeclined,
+    ReencodePaused,
+    ReencodeResumed,
+)
 from .frames import Frame, Frames
-from .reencode import Reencoder
+from .reencode import Progress, Reencoder
 from .tile import TileParameters
 
 __all__ = ["Follower"]
@@ -25,6 +34,7 @@ __all__ = ["Follower"]
 FEWEST_ROWS = 1_000  # that the first code is fitted to, unless `compress_after` says otherwise
 MOST_ROWS = 16_000  # held as floats: a stream that has not settled by then is one that the monitor is for
 EXCESS = 0.02  # of squared error over the best fit, that the first code may have
+BY_HAND = 1.02  # least gain of what is asked for now; less is within the error of a sample
 AS_GOOD = 1.05  # a frame that is alive is used again if a new one would not beat it by more
 
 Vectors = NDArray[np.float32]
@@ -55,6 +65,10 @@ class Follower:
         self._drifted = False
         self._coming: TileParameters | None = None  # opens as soon as a lane is free
         self._gain = 1.0  # expected of it
+        # What is wanted by hand: set by any thread, acted upon by the next step.
+        self._asked: float | None = None  # a re-encode of what gains so much
+        self._cancelled = False
+        self._paused = False
         self.fit_loss: float | None = None
 
     def observe(self, x: Vectors, *, stored: bool = False) -> None:
@@ -70,13 +84,61 @@ class Follower:
                 self._drifted |= isinstance(event, DriftDetected)
                 self.fit_loss = event.fit_loss
 
+    # ---- by hand
+
+    def ask(self, *, now: bool) -> None:
+        """See OnlineIndex.reencode."""
+        if not self._reencoder.possible:
+            raise InvalidInput("no raw vectors are kept, and only from them can rows be encoded anew")
+        if self._frames.write.parameters is None:
+            raise InvalidInput("rows are still held as floats; they become codes once enough are known")
+        self.unpause()
+        self._asked = BY_HAND if now else self._min_gain
+
+    def pause(self) -> None:
+        if not self._paused:
+            self._paused = True
+            self._emit(ReencodePaused(*_moved(self.progress)))
+
+    def unpause(self) -> None:
+        if self._paused:
+            self._paused = False
+            self._emit(ReencodeResumed(*_moved(self.progress)))
+
+    def cancel(self) -> None:
+        self._asked = None
+        self._cancelled = self.waiting
+        self._paused = False
+
+    @property
+    def progress(self) -> Progress:
+        """Any thread may ask."""
+        return self._reencoder.progress(self._paused, self._deciding, over=self._cancelled)
+
+    # ---- upkeep
+
+    @property
+    def _deciding(self) -> bool:
+        return self._drifted or self._asked is not None or self._coming is not None
+
     @property
     def waiting(self) -> bool:
-        """Whether a decision is due or slabs are to move."""
-        return self._drifted or self._coming is not None or self._reencoder.waiting
+        """Whether a decision is due or slabs are to move, now or when they are no longer paused."""
+        return self._deciding or self._reencoder.waiting
+
+    @property
+    def _due(self) -> bool:
+        """Whether a step has something to do. While paused new vectors may still get a frame of their own."""
+        if self._paused:
+            return self._cancelled or (self._drifted and self._coming is None)
+        return self._cancelled or self.waiting
 
     def step(self) -> bool:
-        """One bounded step; True while more waits."""
+        """One bounded step; True while more can be done."""
+        if self._cancelled:
+            self._coming = None  # no frame leaves for it any more
+            self._reencoder.end("cancelled by hand")
+            self._cancelled = False
         write = self._frames.write.parameters
         if write is None:
             self._drifted = False
@@ -85,14 +147,20 @@ class Follower:
             if not self._frames.full:
                 self._use(self._frames.open(self._coming), "drift", self._gain)
                 self._coming = None
-        elif self._drifted and not self._reencoder.waiting:
+        elif self._asked is not None:
+            least = self._asked
+            if not self._follow(write, "asked for by hand", least):
+                self._reencoder.start("asked for by hand", min_gain=least)
+            self._drifted, self._asked = False, None
+        elif self._drifted and (self._paused or not self._reencoder.waiting):
+            self._follow(write, "drift", self._min_gain)
             self._drifted = False
-            self._answer_drift(write)
-        if self._reencoder.waiting:
+        if self._reencoder.waiting and not self._paused:
             self._reencoder.step()
-        for frame in self._frames.close_unused():
-            self._emit(FrameRetired(frame=frame.number))
-        return self.waiting
+        if not self._reencoder.waiting:  # until then slabs may be on their way to a frame that is empty now
+            for frame in self._frames.close_unused():
+                self._emit(FrameRetired(frame=frame.number))
+        return self._due
 
     def _maybe_compress(self) -> None:
         rows = len(self._core)
@@ -107,57 +175,88 @@ class Follower:
             self._emit(frame_chosen(parameters, recent))
         self._use(self._frames.open(parameters), "enough rows are known to fit a code", None)
 
-    def _answer_drift(self, now: TileParameters) -> None:
-        """Find the best parameters for what comes in now: those of a frame that is alive, or new ones."""
+    def _follow(self, now: TileParameters, reason: str, least: float) -> bool:
+        """Find the best parameters for what comes in now: those of a frame that is alive, or new ones. True
+        if they gain `least`; then slabs are to move."""
         with self._lock:
             fitted, recent = self._monitor.fit(), self._monitor.recent()
         alive = {frame: expected_gain(now, parameters, recent) for frame, parameters in self._frames.tiles}
         best = max(alive, key=alive.__getitem__)
         gain = expected_gain(now, fitted, recent)
-        if max(gain, alive[best]) < self._min_gain:
-            self._decline("the data drifted, and the code still fits what comes in now", gain)
-        elif gain <= alive[best] * AS_GOOD:
-            self._use(best, "an earlier frame fits again", alive[best])
-        elif not self._frames.full:
-            self._use(self._frames.open(fitted), "drift", gain)
-        else:
-            self._make_room(now, fitted, recent)
+        if max(gain, alive[best]) < least:
+            return self._decline("the code still fits what comes in now", gain, least)
+        if gain <= alive[best] * AS_GOOD and best is not self._frames.write:
+            return self._use(best, "an earlier frame fits again", alive[best], least)
+        if not self._frames.full:
+            return self._use(self._frames.open(fitted), reason, gain, least)
+        return self._make_room(now, fitted, recent, least)
 
-    def _make_room(self, now: TileParameters, fitted: TileParameters, recent: Vectors) -> None:
+    def _make_room(self, now: TileParameters, fitted: TileParameters, recent: Vectors, least: float) -> bool:
         """All four frames are alive: one of them goes, if what takes its place is worth it."""
         choice = self._reencoder.give_up(fitted, recent)
         gain = 1.0 if choice is None else expected_gain(now, choice[1], recent)
-        if choice is None or gain < self._min_gain:
-            self._decline("four frames are alive, and none can make room for one that is better", gain)
-            return
+        if choice is None or gain < least:
+            why = "four frames are alive, and none can make room for one that is better"
+            return self._decline(why, gain, least)
         leaving, self._coming = choice
         self._gain = gain
-        self._reencoder.start("a frame makes room for a new one", leaving)
+        self._reencoder.start("a frame makes room for a new one", leaving, least)
+        return True
 
-    def _decline(self, reason: str, gain: float) -> None:
-        threshold = self._min_gain
-        self._emit(ReencodeDeclined(reason=reason, slabs=0, rows=0, expected_gain=gain, threshold=threshold))
+    def _decline(self, reason: str, gain: float, least: float) -> bool:
+        self._emit(ReencodeDeclined(reason=reason, slabs=0, rows=0, expected_gain=gain, threshold=least))
+        return False
 
-    def _use(self, frame: Frame, reason: str, gain: float | None) -> None:
+    def _use(self, frame: Frame, reason: str, gain: float | None, least: float | None = None) -> bool:
         assert frame.parameters is not None, "vectors are never written in floats again"
         self._frames.write_in(frame)
         rows = frame.parameters.rows
         self._emit(FrameOpened(frame=frame.number, reason=reason, fitted_rows=rows, expected_gain=gain))
-        self._reencoder.start(reason)
+        self._reencoder.start(reason, min_gain=least)
+        return True
 
     # ---- as part of a cut
 
     def state(self) -> dict[str, Any]:
+        """For `resume`: monitor (index/drift.py), drifted, look_at, paused, asked (a gain or nil), reencode
+        (index/reencode.py, nil while none is under way), and the frame that waits for a lane: coming (tile
+        parameters or nil) and its gain."""
+        over = self._cancelled  # by a step that has yet to come
+        coming = None if self._coming is None or over else self._coming.to_bytes()
         with self._lock:
             return {
                 "monitor": self._monitor.state(),
-                "drifted": self._drifted or self._coming is not None,  # then it is decided again
+                "drifted": self._drifted,
                 "look_at": self._look_at,
+                "asked": self._asked,
+                "paused": self._paused,
+                "coming": coming,
+                "gain": self._gain,
+                "reencode": None if over else self._reencoder.state(),
             }
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken; slabs that were on their way are looked at again."""
+        """Go on where `state` was taken."""
         self._drifted = bool(state["drifted"])
         self._look_at = int(state["look_at"])
-        if self._frames.write.parameters is not None:
+        if self._frames.write.parameters is None:
+            return
+        if "reencode" not in state:  # the first form said nothing of it: all slabs are looked at
             self._reencoder.start("the index was loaded")
+            return
+        self._paused = bool(state["paused"])
+        self._asked = None if state["asked"] is None else float(state["asked"])
+        self._gain = float(state["gain"])
+        if state["coming"] is not None:
+            self._coming = TileParameters.from_bytes(state["coming"])
+            if self._coming.dim != self._core.dim:
+                raise CorruptIndex(f"a frame of {self._coming.dim} dimensions waits to open")
+        if state["reencode"] is not None:
+            self._reencoder.resume(state["reencode"])
+
+
+def _moved(progress: Progress) -> tuple[int, int, int]:
+    """Slabs that have moved, of how many, and their rows."""
+    if progress.state != "moving":
+        return 0, 0, 0
+    return progress.slabs_done, progress.slabs, progress.rows_done

@@ -61,7 +61,7 @@ class Frames:
     def rows(self, frame: Frame) -> int:
         """Slots that the frame occupies; any thread may ask."""
         try:
-            return self._core.frame_counts(frame.lane)[1]
+            return self._core.frame_rows(frame.lane)
         except InvalidInput:  # upkeep has closed it since it was seen alive
             return 0
 
@@ -78,7 +78,9 @@ class Frames:
         """Close what no slot uses and nothing will be written in; what was closed."""
         closed: list[Frame] = []
         for frame in self.alive:
-            if frame is not self.write and self._core.close_frame(frame.lane):
+            if frame is self.write or self.rows(frame):  # closing locks out writers: ask before
+                continue
+            if self._core.close_frame(frame.lane):
                 del self._alive[frame.lane]
                 self._number()
                 closed.append(frame)

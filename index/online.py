@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..errors import CorruptIndex, InvalidInput
 from ..native import Answers, Core
 from .bitset import Bitset
+from .budget import Budget
 from .cut import Chunk, Cut
 from .drift import DriftMonitor, DriftSettings
 from .events import Event
@@ -26,7 +27,7 @@ from .keys import Key, Keys
 from .packing import message, message_of
 from .payloads import Attribute, pack_items
 from .raw import MemoryRawVectors, RawVectors
-from .reencode import Reencoder
+from .reencode import Progress, Reencoder
 from .tile import TileParameters
 
 __all__ = ["OnlineIndex"]
@@ -333,10 +334,11 @@ class OnlineIndex:
 
     # ---- upkeep
 
-    def maintain(self, budget_s: float) -> bool:
+    def maintain(self, budget_s: float, reencoding: Budget | None = None) -> bool:
         """Repair after deletes, move slabs to other frames, give memory back; for about budget_s seconds.
 
-        True while more is waiting. Searches and writes go on meanwhile.
+        reencoding: what following the data may take of a core, survey and moves; None: all of it. True while
+        more can be done at once. Searches and writes go on meanwhile.
         """
         deadline = time.monotonic() + budget_s
         with self._upkeep:
@@ -345,9 +347,46 @@ class OnlineIndex:
                 if self._repairing and not repairing:
                     self._release_segments()
                 self._repairing = repairing
-                more = self._follower.step() or repairing
+                more = self._follow(reencoding) or repairing
                 if not more or time.monotonic() >= deadline:
                     return more
+
+    def _follow(self, budget: Budget | None) -> bool:
+        if budget is None:
+            return self._follower.step()
+        if not budget.due:
+            return False
+        with budget.step():
+            more = self._follower.step()
+        return more and budget.due
+
+    def reencode(self, *, now: bool = False) -> None:
+        """Ask for a re-encode, whether or not the data drifted; `maintain` carries it out.
+
+        First it is decided whether new vectors get another frame, as at an alarm; then all slabs are
+        surveyed, and those that gain `DriftSettings.min_gain` move. now: any gain will do that is more than
+        the error of measuring it. What is paused is resumed. InvalidInput where no raw vectors are kept, and
+        while rows are floats.
+        """
+        self._follower.ask(now=now)
+
+    def pause_reencode(self) -> None:
+        """Move no more slabs, of this re-encode or a later one, until `resume_reencode`, `reencode` or
+        `cancel_reencode`; also after a restart. The step that is under way ends."""
+        self._follower.pause()
+
+    def resume_reencode(self) -> None:
+        """Go on where `pause_reencode` came."""
+        self._follower.unpause()
+
+    def cancel_reencode(self) -> None:
+        """End the re-encode that is under way, if there is one, with the next call of `maintain`. Slabs that
+        have moved stay where they are."""
+        self._follower.cancel()
+
+    def reencode_progress(self) -> Progress:
+        """How far the re-encode under way is; takes no lock."""
+        return self._follower.progress
 
     def _release_segments(self) -> None:
         """Let go of raw segments that no slot refers to any more."""

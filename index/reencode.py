@@ -8,20 +8,28 @@ moments, holds for any distribution of the data.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..native import FRAMES, SLAB, Core
 from .drift import GAIN_BITS
-from .events import Event, ReencodeDeclined, ReencodeFinished, ReencodeProgress, ReencodeStarted
+from .events import (
+    Event,
+    ReencodeCancelled,
+    ReencodeDeclined,
+    ReencodeFinished,
+    ReencodeProgress,
+    ReencodeStarted,
+)
 from .frames import Frame, Frames
 from .statistics import SPAN
 from .tile import TileParameters
 
-__all__ = ["Reencoder"]
+__all__ = ["Progress", "Reencoder", "mixture"]
 
 SAMPLE = 256  # rows of a slab that the survey codes: its gain is known to a few percent
 PROGRESS_STEPS = 10  # progress events of one re-encode
@@ -29,17 +37,44 @@ PROGRESS_STEPS = 10  # progress events of one re-encode
 Vectors = NDArray[np.float32]
 
 
-def _fit(rotated: Vectors, like: TileParameters) -> TileParameters:
-    """Parameters for these rows, with the spread and rotation of others."""
-    mean, variance = rotated.mean(axis=0, dtype=np.float64), rotated.var(axis=0, dtype=np.float64)
+def mixture(worlds: Sequence[tuple[Vectors, float]], like: TileParameters) -> TileParameters:
+    """Parameters for several worlds together, with the spread and rotation of others.
+
+    Of each: rotated rows, float32 [n, dim], and how many rows of the index they stand for. Mean and variance
+    are those of the mixture; the histogram is of as many of the rows as come in its proportions.
+    """
+    total = sum(rows for _, rows in worlds)
+    parts = [(x, rows / total) for x, rows in worlds]
+    means = [x.mean(axis=0, dtype=np.float64) for x, _ in parts]
+    mean = sum((share * own for (_, share), own in zip(parts, means, strict=True)), np.zeros(like.dim))
+    variance = np.zeros(like.dim)
+    for (x, share), own in zip(parts, means, strict=True):
+        variance += share * (x.var(axis=0, dtype=np.float64) + (own - mean) ** 2)
+    most = min(len(x) / share for x, share in parts if share > 0)
+    sample = np.concatenate([x[: round(share * most)] for x, share in parts])
     seed = like.rotation_seed
-    return TileParameters.fit(mean, variance, spread=like.spread, rotation_seed=seed, sample=rotated)
+    return TileParameters.fit(mean, variance, spread=like.spread, rotation_seed=seed, sample=sample)
 
 
 def _log_ratio(worse: TileParameters, better: TileParameters, rotated: Vectors) -> float:
     """Logarithm of the ratio of their mean squared errors; 0 where neither makes one."""
     before, after = better.error_rotated(rotated, GAIN_BITS), worse.error_rotated(rotated, GAIN_BITS)
     return math.log(after / before) if before > 0 and after > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a re-encode is."""
+
+    state: Literal["idle", "waiting", "survey", "moving"]
+    """waiting: for the decision whether a frame opens, which the next step of upkeep takes."""
+    paused: bool  # by hand, whatever the state: what begins later waits too
+    reason: str  # why it began; empty while idle or waiting
+    slabs_done: int  # surveyed, then moved
+    slabs: int  # to survey, then to move
+    rows_done: int  # moved
+    seconds: float  # since the first slab was to move
+    expected_gain: float | None  # error before / after; None before the survey is over, and from floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +111,7 @@ class Reencoder:
         self._read = read
         self._emit = emit
         self._min_gain = min_gain
+        self._least = min_gain  # of the re-encode under way
         self._surveyed = self._end = 0  # slabs; equal: no survey is under way
         self._leaving: Frame | None = None
         self._moves: list[Move] = []
@@ -85,10 +121,28 @@ class Reencoder:
         self._began = 0.0
         self._before = self._after = 0.0  # squared error, summed over the rows moved
         self._rows = 0
+        self._expected: float | None = None
 
     @property
     def waiting(self) -> bool:
         return self._surveyed < self._end or self._done < self._total
+
+    @property
+    def possible(self) -> bool:
+        """Whether there are raw vectors to encode anew."""
+        return self._read is not None
+
+    def progress(self, paused: bool, deciding: bool, *, over: bool) -> Progress:
+        """Any thread may ask. over: what is under way ends with the next step."""
+        surveyed, end, done, total = self._surveyed, self._end, self._done, self._total
+        if over:
+            end = total = 0
+        if surveyed < end:
+            return Progress("survey", paused, self._reason, surveyed, end, 0, 0.0, None)
+        if done < total:
+            seconds = time.monotonic() - self._began
+            return Progress("moving", paused, self._reason, done, total, self._rows, seconds, self._expected)
+        return Progress("waiting" if deciding else "idle", paused, "", 0, 0, 0, 0.0, None)
 
     def give_up(self, fitted: TileParameters, recent: Vectors) -> tuple[Frame, TileParameters] | None:
         """Which frame makes room for a new one, and the parameters of that one. None without raw vectors.
@@ -108,7 +162,8 @@ class Reencoder:
                 continue
             x = fitted.rotated(self._read(rows))
             stay = [parameters for other, parameters in self._frames.tiles if other is not frame]
-            for coming in (fitted, _fit(np.concatenate([x, rotated[-len(x) :]]), fitted)):
+            both = mixture([(x, self._frames.rows(frame)), (rotated, share)], fitted)
+            for coming in (fitted, both):
                 loss = share * _log_ratio(coming, fitted, rotated)
                 kept = min(_log_ratio(rival, own, x) for rival in (coming, *stay))
                 choices.append((loss + self._frames.rows(frame) * kept, frame, coming))
@@ -124,22 +179,36 @@ class Reencoder:
                 break
         return np.concatenate([np.empty(0, np.uint64), *found])
 
-    def start(self, reason: str, leaving: Frame | None = None) -> None:
-        """Survey all slabs, then move those that gain; with `leaving`, also all that hold rows of that
-        frame."""
+    def start(self, reason: str, leaving: Frame | None = None, min_gain: float | None = None) -> None:
+        """Survey all slabs, then move those that gain `min_gain` (default: the index's); with `leaving`, also
+        all that hold rows of that frame. What is under way ends: the new survey sees what it saw."""
+        self.end(f"another takes its place ({reason})")
         self._surveyed, self._end = 0, self._core.slabs
-        self._moves, self._declined = [], []
         self._leaving = leaving
+        self._least = self._min_gain if min_gain is None else min_gain
         self._reason = reason
+
+    def end(self, reason: str) -> None:
+        """Leave all slabs where they are."""
+        if not self.waiting:
+            return
+        done, total = self._done, self._total
+        self._forget()
+        self._emit(ReencodeCancelled(reason, done, total, self._rows if total else 0))
+
+    def _forget(self) -> None:
+        self._surveyed = self._end = 0
         self._total = self._done = 0
+        self._moves, self._declined = [], []
+        self._leaving = None
 
     def step(self) -> None:
         """Survey one slab or move one."""
         if self._surveyed < self._end:
             self._survey(self._surveyed)
-            self._surveyed += 1
-            if self._surveyed == self._end:
+            if self._surveyed + 1 == self._end:
                 self._decide()
+            self._surveyed += 1  # after it: who looks meanwhile must not find nothing under way
         elif self._done < self._total:
             self._move(self._moves[self._done])
             self._done += 1
@@ -149,11 +218,12 @@ class Reencoder:
     # ---- survey
 
     def _errors(
-        self, rows: NDArray[np.uint64], lanes: NDArray[np.uint8]
+        self, rows: NDArray[np.uint64], lanes: NDArray[np.uint8], wanted: Collection[int]
     ) -> tuple[NDArray[np.float64], dict[int, NDArray[np.float64]]]:
-        """Each row's error in its own frame (0 in floats), and in every tile frame, by lane."""
+        """Each row's error in its own frame (0 in floats), and in the tile frames of the lanes `wanted`."""
         assert self._read is not None, "without raw vectors nothing is measured"
-        tiles = self._frames.tiles
+        needed = {*wanted, *np.unique(lanes).tolist()}
+        tiles = [(frame, parameters) for frame, parameters in self._frames.tiles if frame.lane in needed]
         errors = {frame.lane: np.empty(len(rows)) for frame, _ in tiles}
         for start in range(0, len(rows), SPAN):
             span = slice(start, start + SPAN)
@@ -178,7 +248,8 @@ class Reencoder:
                 self._moves.append(Move(slab, self._frames.write, len(rows), 0, 0, True))
             return
         chosen = np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(np.intp)
-        own, errors = self._errors(rows[chosen], lanes[chosen])
+        alive = [frame.lane for frame, _ in self._frames.tiles]
+        own, errors = self._errors(rows[chosen], lanes[chosen], alive)
         means = {lane: float(of_lane.mean()) for lane, of_lane in errors.items()}
         if self._leaving is not None:
             del means[self._leaving.lane]
@@ -186,14 +257,15 @@ class Reencoder:
         if not forced and bool((lanes == best).all()):
             return
         move = Move(slab, self._frames.at(best), len(rows), float(own.mean()), means[best], forced)
-        (self._moves if forced or move.gain >= self._min_gain else self._declined).append(move)
+        (self._moves if forced or move.gain >= self._least else self._declined).append(move)
 
     def _decide(self) -> None:
         self._moves.sort(key=lambda move: (not move.forced, -move.gain))
-        self._total = len(self._moves)
+        self._done, self._total = 0, len(self._moves)
         self._before = self._after = 0.0
         self._rows = 0
         self._began = time.monotonic()
+        self._expected = self._predicted()
         if self._declined:
             best = max(move.gain for move in self._declined)
             self._emit(
@@ -202,7 +274,7 @@ class Reencoder:
                     slabs=len(self._declined),
                     rows=sum(move.rows for move in self._declined),
                     expected_gain=best,
-                    threshold=self._min_gain,
+                    threshold=self._least,
                 )
             )
         if self._moves:
@@ -212,7 +284,7 @@ class Reencoder:
                     frame=self._frames.write.number,
                     slabs=self._total,
                     rows=sum(move.rows for move in self._moves),
-                    expected_gain=self._predicted(),
+                    expected_gain=self._expected,
                 )
             )
 
@@ -231,7 +303,7 @@ class Reencoder:
         self._core.reencode(move.slab, move.to.lane)
         self._rows += len(rows)
         if self._read is not None and len(rows):
-            own, errors = self._errors(rows, lanes)
+            own, errors = self._errors(rows, lanes, [move.to.lane])
             self._before += float(own.sum())
             self._after += float(errors[move.to.lane].sum())
         done = self._done + 1
@@ -244,15 +316,30 @@ class Reencoder:
                 slabs=self._total,
                 rows=self._rows,
                 seconds=time.monotonic() - self._began,
-                predicted_gain=self._predicted(),
+                predicted_gain=self._expected,
                 measured_gain=self._before / self._after if self._before > 0 and self._after > 0 else None,
             )
         )
-        self._moves = []
-        self._total = self._done = 0
-        if self._leaving is not None and self._frames.rows(self._leaving):
+        leaving = self._leaving
+        self._forget()
+        if leaving is not None and self._frames.rows(leaving):
             # upkeep has moved rows from a slab that was to be encoded to one that was not
-            self.start(self._reason, self._leaving)
+            self.start(self._reason, leaving, self._least)
+
+    # ---- as part of a cut
+
+    def state(self) -> dict[str, Any] | None:
+        """For `resume`: reason, min_gain, leaving (a frame's number or nil); None while nothing is under
+        way."""
+        if not self.waiting:
+            return None
+        leaving = None if self._leaving is None else self._leaving.number
+        return {"reason": self._reason, "min_gain": self._least, "leaving": leaving}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken: all slabs are surveyed again, and those that have moved stay."""
+        leaving = next((frame for frame in self._frames.alive if frame.number == state["leaving"]), None)
+        self.start(str(state["reason"]), leaving, float(state["min_gain"]))
 
 
 assert SLAB >= SAMPLE, "a sample is part of a slab"

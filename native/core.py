@@ -153,6 +153,12 @@ class Core:
         checked(lib.dl_frame_counts(self._ix, frame, pointer("int64_t[]", counts), rows))
         return counts, rows[0]
 
+    def frame_rows(self, frame: int) -> int:
+        """How many slots a frame occupies, without the copy of its counts that writers would wait for."""
+        rows = ffi.new("uint64_t *")
+        checked(lib.dl_frame_counts(self._ix, frame, ffi.NULL, rows))
+        return rows[0]
+
     def reencode(self, slab: int, frame: int) -> None:
         """Encode a slab anew in `frame` from its raw vectors and publish it; searches go on."""
         checked(lib.dl_reencode(self._ix, slab, frame))

@@ -145,7 +145,7 @@ int dl_detach(dl_index *ix, uint32_t segment); /* DL_EBUSY while a slot refers t
 int dl_frame_open(dl_index *ix, uint32_t frame, const dl_tile *tile); /* tile NULL: floats */
 int dl_frame_close(dl_index *ix, uint32_t frame);
 int dl_frame_write(dl_index *ix, uint32_t frame); /* new vectors use it from now on; never floats after tiles */
-int dl_frame_counts(dl_index *ix, uint32_t frame, int64_t *counts, uint64_t *rows); /* live codes [dim * 16] */
+int dl_frame_counts(dl_index *ix, uint32_t frame, int64_t *counts, uint64_t *rows); /* live codes [dim * 16], or NULL */
 int dl_reencode(dl_index *ix, uint32_t slab, uint32_t frame); /* to a tile frame, once new vectors use one */
 
 /* ---- writing: key i is keys[key_offsets[i] .. key_offsets[i + 1]); payloads likewise, or NULL ---- */

@@ -128,10 +128,10 @@ int dl_frame_counts(dl_index *ix, uint32_t id, int64_t *counts, uint64_t *rows)
     take_structure(ix);
     frame *f = id < DL_FRAMES ? frame_of(ix, id) : NULL;
     if (f) {
-        size_t bytes = 16 * (size_t)ix->config.dim * sizeof *counts;
-        if (f->is_float)
+        size_t bytes = counts ? 16 * (size_t)ix->config.dim * sizeof *counts : 0;
+        if (counts && f->is_float)
             memset(counts, 0, bytes);
-        else
+        else if (counts)
             memcpy(counts, f->counts, bytes);
         *rows = f->rows;
     }

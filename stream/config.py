@@ -126,6 +126,13 @@ class Drift(Section):
     """Rows after which an older row counts half in the statistics that a frame is fitted to."""
 
 
+class Reencode(Section):
+    budget: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Share of one core that re-encoding takes; less where searches and writes want it."""
+    floor: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """Share of one core that re-encoding takes under any load; at most reencode.budget."""
+
+
 class Broker(Section):
     deadline_s: Seconds = 30.0
     """How long to try to reach the broker before giving up."""
@@ -152,6 +159,7 @@ class Settings(Section):
     ingest: Ingest = Ingest()
     snapshots: Snapshots = Snapshots()
     drift: Drift = Drift()
+    reencode: Reencode = Reencode()
     broker: Broker = Broker()
     logging: Logging = Logging()
 
@@ -175,6 +183,13 @@ class Settings(Section):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"topics must differ from each other; {name!r} is named twice")
+        return self
+
+    @model_validator(mode="after")
+    def _floor_below_budget(self) -> "Settings":
+        floor, budget = self.reencode.floor, self.reencode.budget
+        if floor > budget:
+            raise ValueError(f"reencode.floor = {floor} must be at most reencode.budget = {budget}")
         return self
 
     @property

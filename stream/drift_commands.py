@@ -1,6 +1,6 @@
 """`driftline drift ...`: the commands about drift, frames and re-encoding."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from .options import (
     print_result,
     settings_of,
 )
+
+if TYPE_CHECKING:
+    from .reencoding import Action
 
 __all__ = ["drift_app"]
 
@@ -50,3 +53,30 @@ def drift_events(
     from .history import drift as run
 
     print_result(finish(run(settings_of(config, log, data_dir, sets), limit)), as_json, "drift")
+
+
+@drift_app.command("reencode")
+def drift_reencode(
+    now: Annotated[bool, typer.Option("--now", help="Begin, whether or not the data drifted.")] = False,
+    pause: Annotated[bool, typer.Option("--pause", help="Move no more rows until --resume.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on.")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="End; rows that have moved stay.")] = False,
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    sets: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Watch the running service encode rows anew, to the end; or begin, pause, resume or cancel that.
+
+    An interrupt ends the watching only. With --json the state is printed at once.
+    """
+    from .reencoding import watch
+
+    given: dict[Action, bool] = {"now": now, "pause": pause, "resume": resume, "cancel": cancel}
+    chosen: list[Action] = [action for action, wanted in given.items() if wanted]
+    if len(chosen) > 1:
+        raise typer.BadParameter(f"one of them at a time: --{' --'.join(chosen)}")
+    action = chosen[0] if chosen else None
+    to_the_end = not as_json and action in (None, "now", "resume")
+    settings = settings_of(config, None, data_dir, sets)
+    print_result(watch(settings, action, to_the_end=to_the_end), as_json, "reencode")

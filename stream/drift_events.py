@@ -7,9 +7,9 @@ the event's fields, which docs/drift.md lists. Delivery is at least once.
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from ..index.events import Event
+from ..index.events import Event, ReencodeCancelled, ReencodeDeclined, ReencodeFinished
 from .documents import CONTENT_TYPE_HEADER, Form
 from .events import Logger
 from .log import Draft
@@ -28,6 +28,8 @@ class DriftEvents:
         self._collection = collection
         self._outbox = outbox
         self._logger = logger
+        self.last_reencode: Mapping[str, object] | None = None
+        """The newest record that said how a re-encode ended, or why none began."""
 
     async def emit(self, events: Sequence[Event]) -> None:
         """Log events and queue them for the drift topic."""
@@ -39,6 +41,8 @@ class DriftEvents:
             self._logger.info(event.name, **told)
             now_ms = time.time_ns() // 1_000_000
             document = {"event": event.name, "time_ms": now_ms, "topic": self._collection, **fields}
+            if isinstance(event, ReencodeCancelled | ReencodeDeclined | ReencodeFinished):
+                self.last_reencode = document
             value = json.dumps(document).encode()
             drafts.append(Draft(self._topic, None, value, ((CONTENT_TYPE_HEADER, Form.JSON.encode()),)))
         await self._outbox.put(drafts)

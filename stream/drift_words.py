@@ -54,6 +54,12 @@ def sentence(event: Mapping[str, Any]) -> str:
                 + _if(event["measured_gain"], "; their error became {} smaller")
                 + _if(event["predicted_gain"], " ({} was predicted)")
             )
+        case "reencode.cancelled":
+            return f"re-encoding ended early: {event['reason']}; {_moved(event)}"
+        case "reencode.paused":
+            return f"re-encoding is paused; {_moved(event)}"
+        case "reencode.resumed":
+            return f"re-encoding goes on; {_moved(event)}"
         case "reencode.declined":
             what = f"not moved: {_slabs(event)}" if event["slabs"] else "no new frame"
             best = _if(
@@ -74,6 +80,12 @@ def _if(gain: float | None, text: str) -> str:
 
 def _slabs(event: Mapping[str, Any]) -> str:
     return f"{event['slabs']} slab{'s' if event['slabs'] != 1 else ''} ({event['rows']:,} rows)"
+
+
+def _moved(event: Mapping[str, Any]) -> str:
+    if not event["slabs"]:
+        return "no slab was moving"
+    return f"{event['slabs_done']} of {event['slabs']} slabs ({event['rows_done']:,} rows) had moved"
 
 
 def _ratio(gain: float) -> str:

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 
 from ..errors import LogError
+from ..index.budget import Budget
 from .applied import Applied
 from .config import Settings
 from .control import Arguments, serve_control
@@ -23,6 +24,7 @@ from .ingest import Ingest, starting_offsets
 from .log import Log, Topic, open_log
 from .outbox import Outbox
 from .queries import Queries
+from .reencoding import by_hand
 from .reply_sender import ReplySender
 from .shard import Shard
 from .snapshotting import Snapshotting
@@ -93,6 +95,7 @@ class Service:
         self._counters = counters = Counters()
         self._outbox = outbox = Outbox(log, logger, settings.ingest.outbox_records)
         self._drift = drift = DriftEvents(settings.topics.drift, settings.topics.vectors, outbox, logger)
+        self._reencoding = Budget(settings.reencode.budget, settings.reencode.floor)
         self._snapshots = Snapshotting(settings, log, shard, outbox, logger)
         self._ingest = Ingest(settings, log, shard, applied, outbox, drift, letters, counters, logger)
         sender = ReplySender(log, outbox, letters, settings.broker.group, counters, logger)
@@ -105,14 +108,15 @@ class Service:
         async with asyncio.TaskGroup() as group:
             sending = group.create_task(self._outbox.run())
             async with serve_control(
-                self._settings.data_dir, {"status": self._status, "snapshot": self._snapshot}
+                self._settings.data_dir,
+                {"status": self._status, "snapshot": self._snapshot, "reencode": self._reencode},
             ):
                 async with asyncio.TaskGroup() as work:
                     tasks = [
                         work.create_task(self._ingest.run()),
                         work.create_task(self._queries.run()),
                         work.create_task(self._snapshots.run()),
-                        work.create_task(maintain(self._shard, self._drift)),
+                        work.create_task(maintain(self._shard, self._drift, self._reencoding)),
                     ]
                     await stop.wait()
                     self._logger.info("service.stopping", waiting_requests=self._queries.waiting)
@@ -138,6 +142,9 @@ class Service:
     async def _snapshot(self, _: Arguments) -> Mapping[str, object]:
         taken = await self._snapshots.take("asked")
         return {"snapshot": None if taken is None else asdict(taken)}
+
+    async def _reencode(self, arguments: Arguments) -> Mapping[str, object]:
+        return by_hand(self._shard.index, self._reencoding, self._drift, arguments)
 
     async def _status(self, _: Arguments) -> Mapping[str, object]:
         settings, shard, counters = self._settings, self._shard, self._counters

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 from ..errors import SnapshotError
+from ..index.budget import Budget
 from ..index.cut import Cut
 from ..index.drift import DriftSettings
 from ..index.events import Event
@@ -134,12 +135,12 @@ class Shard:
         """Run `work`, which blocks, in a thread that neither writes nor searches."""
         return await self._run(self._others, work, *arguments)
 
-    async def maintain(self, budget_s: float) -> tuple[bool, tuple[Event, ...]]:
-        """One bounded step of repair and re-encoding: whether more waits, and what happened."""
+    async def maintain(self, budget_s: float, reencoding: Budget) -> tuple[bool, tuple[Event, ...]]:
+        """One bounded step of repair and re-encoding: whether more can be done at once, and what happened."""
         index = self.index
         if index is None:
             return False, ()
-        more = await self.beside(index.maintain, budget_s)
+        more = await self.beside(index.maintain, budget_s, reencoding)
         return more, tuple(index.take_events())
 
     async def cut(self) -> PendingSnapshot | None:

@@ -152,10 +152,26 @@ def _drift(console: Console, result: Result) -> None:
     pairs(console, {"vectors": f"{now['live']:,}", "fit loss": loss, "frames": frames})
 
 
+def _reencode(console: Console, result: Result) -> None:
+    moved = f"{result['slabs_done']:,} of {result['slabs']:,} slabs"
+    states = {
+        "idle": "nothing is being encoded anew",
+        "waiting": "about to begin",
+        "survey": f"{moved} surveyed: {result['reason']}",
+        "moving": f"{moved} moved ({result['rows_done']:,} rows): {result['reason']}",
+    }
+    console.print(states[result["state"]] + ("; paused, --resume goes on" if result["paused"] else ""))
+    last = result["last"]
+    if result["state"] == "idle" and last is not None:
+        at = time.strftime("%H:%M:%S", time.localtime(last["time_ms"] / 1000))
+        console.print(f"the last one, {at}: {sentence(last)}")
+
+
 SHOWN: dict[str, Callable[[Console, Result], None]] = {
     "config": pairs,
     "drift": _drift,
     "feed": _feed,
+    "reencode": _reencode,
     "search": _search,
     "snapshot": pairs,
     "snapshots": _snapshots,

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from ..index.budget import Budget
 from .drift_events import DriftEvents
 from .shard import Shard
 
@@ -11,9 +12,9 @@ STEP_S = 0.02  # of one step: a snapshot's cut or a batch waits at most about so
 IDLE_S = 0.1  # between looks when nothing is waiting
 
 
-async def maintain(shard: Shard, drift: DriftEvents) -> None:
-    """Run upkeep until cancelled."""
+async def maintain(shard: Shard, drift: DriftEvents, reencoding: Budget) -> None:
+    """Run upkeep until cancelled. Pauses of re-encoding are spent here, where nothing is locked."""
     while True:
-        more, events = await shard.maintain(STEP_S)
+        more, events = await shard.maintain(STEP_S, reencoding)
         await drift.emit(events)
-        await asyncio.sleep(0 if more else IDLE_S)
+        await asyncio.sleep(0 if more else reencoding.wait_s(IDLE_S))

@@ -1,10 +1,12 @@
 """Configuration: three layers in rising order, and what is said of a name or value that is wrong."""
 
+import inspect
 import json
 from pathlib import Path
 
 import pytest
 from driftline.errors import ConfigError
+from driftline.index.budget import Budget
 from driftline.index.drift import DriftSettings
 from driftline.stream.config import Settings, Sourced, describe, effective, load
 
@@ -98,6 +100,18 @@ def test_wrong_values_are_refused(variable: str, value: str, name: str, allowed:
 def test_a_flag_is_named_as_the_source() -> None:
     """The highest layer that holds the value is the one that is blamed."""
     assert "(flag --index__dim)" in refusal(environment={"DRIFTLINE_INDEX__DIM": "3"}, index__dim="x")
+
+
+def test_the_floor_is_below_the_budget() -> None:
+    """A budget that is lower than its floor would mean nothing."""
+    assert "reencode.floor = 0.3" in refusal(reencode__budget=0.2, reencode__floor=0.3)
+    assert load(None, {}, {"reencode.floor": Sourced(0.25, "flag")}).reencode.floor == 0.25
+
+
+def test_reencode_settings_are_those_of_a_budget() -> None:
+    """The same defaults, though written twice."""
+    ours = Settings().reencode
+    assert (ours.budget, ours.floor) == inspect.getfullargspec(Budget).defaults
 
 
 def test_topics_must_differ() -> None:
