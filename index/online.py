@@ -21,7 +21,7 @@ from .filtering import Filtering
 from .filters import Filter
 from .follow import Follower
 from .frames import Frames
-from .hits import FrameRows, Hits, Row, Stats
+from .hits import FrameRows, Hits, Row, Stats, Witnessed
 from .keys import Key, Keys
 from .packing import message, message_of
 from .payloads import Attribute, pack_items
@@ -298,6 +298,22 @@ class OnlineIndex:
             return self._core.exact(x, most, allowed=allowed)
 
         return self._hits(self._filtering.search(filter, x, k, MAX_K, run))
+
+    def witness(
+        self, queries: Vectors, k: int = 10, ef: int = 64, *, rescore: bool = True, raw: bool = False
+    ) -> Witnessed:
+        """What `search` finds, beside what it should have found, of one and the same moment.
+
+        The second answer comes from one pass over the codes of all rows, without the graph, and the raw
+        vectors of the 8 k nearest by code; with `raw` also from a pass over all raw vectors. At most 16
+        queries share a moment and a pass. Nobody waits for it; memory that is given up meanwhile is given
+        back after it. Raises InvalidInput as `search` does.
+        """
+        if not (1 <= k <= MAX_K and 1 <= ef <= MAX_K):
+            raise InvalidInput(f"k and ef must be 1 to {MAX_K}, not {k} and {ef}")
+        x = self._checked(queries, "query")
+        few = _few(k) if rescore and self._raw is not None else 0
+        return Witnessed(*self._core.witness(x, k, ef, few, raw=raw))
 
     def _hits(self, answers: Answers) -> Hits:
         return Hits(answers, self._keys, self._frames.numbers)
