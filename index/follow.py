@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..native import Core
+from .decide import Action, decide
 from .drift import DriftMonitor, expected_gain
 from .events import DriftDetected, Event, FrameOpened, FrameRetired, ReencodeDeclined
 from .frames import Frame, Frames
@@ -54,6 +55,8 @@ class Follower:
         self._drifted = False
         self._coming: TileParameters | None = None  # opens as soon as a lane is free
         self._gain = 1.0  # expected of it
+        self._lost: bool | None = None  # of recall, as the canary says; None: nobody knows
+        self._held_back = ""  # why slabs should move, while recall holds without it
         self.fit_loss: float | None = None
 
     def observe(self, x: Vectors, *, stored: bool = False) -> None:
@@ -68,6 +71,15 @@ class Follower:
                 self._emit(event)
                 self._drifted |= isinstance(event, DriftDetected)
                 self.fit_loss = event.fit_loss
+
+    def heed(self, lost: bool | None) -> None:
+        """Whether recall is lost, for what is decided from now on; None: nobody knows."""
+        self._lost = lost
+
+    @property
+    def drifted(self) -> bool:
+        """Whether drift is being answered, or was and older rows were left as they are."""
+        return self.waiting or bool(self._held_back)
 
     @property
     def waiting(self) -> bool:
@@ -87,6 +99,8 @@ class Follower:
         elif self._drifted and not self._reencoder.waiting:
             self._drifted = False
             self._answer_drift(write)
+        elif self._held_back and not self._reencoder.waiting and decide(True, self._lost) is Action.REENCODE:
+            self._move(self._held_back)
         if self._reencoder.waiting:
             self._reencoder.step()
         for frame in self._frames.close_unused():
@@ -140,6 +154,18 @@ class Follower:
         self._frames.write_in(frame)
         rows = frame.parameters.rows
         self._emit(FrameOpened(frame=frame.number, reason=reason, fitted_rows=rows, expected_gain=gain))
+        if gain is not None and decide(True, self._lost) is Action.WARN:
+            self._held_back = reason
+            held = "searches find what they should, so older vectors keep their codes"
+            slabs, live, least = self._core.slabs, len(self._core), self._min_gain
+            self._emit(
+                ReencodeDeclined(reason=held, slabs=slabs, rows=live, expected_gain=None, threshold=least)
+            )
+        else:
+            self._move(reason)
+
+    def _move(self, reason: str) -> None:
+        self._held_back = ""
         self._reencoder.start(reason)
 
     # ---- as part of a cut

@@ -365,6 +365,19 @@ class OnlineIndex:
                 if not more or time.monotonic() >= deadline:
                     return more
 
+    def heed(self, recall_lost: bool | None) -> None:
+        """What a canary says of recall, for what is decided from now on (index/decide.py).
+
+        False: it holds, and drift moves no older vectors to other codes. True: it is lost. None, as at first:
+        nobody knows, and drift decides alone.
+        """
+        self._follower.heed(recall_lost)
+
+    @property
+    def drifted(self) -> bool:
+        """Whether drift is being answered by encoding anew, or would be if recall were lost."""
+        return self._follower.drifted
+
     def _release_segments(self) -> None:
         """Let go of raw segments that no slot refers to any more."""
         with self._writing:
