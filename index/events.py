@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 __all__ = [
+    "CanaryWindow",
     "CodeError",
     "DriftDetected",
     "DriftWindow",
+    "EfChanged",
     "EncoderChosen",
     "Event",
     "FrameOpened",
@@ -206,3 +208,30 @@ class ReencodeDeclined(Event):
     rows: int
     expected_gain: float | None  # the largest among them
     threshold: float  # what it would have had to reach
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryWindow(Event):
+    """A sample of live queries was asked again, beside a pass over all codes."""
+
+    name: ClassVar[str] = "canary.window"
+    queries: int
+    k: int
+    ef: int  # that they were asked with: the service's own, not that of a request
+    recall: float  # mean over the queries of the share of the k nearest that was found
+    low: float  # of the 95 % interval around it
+    high: float
+    raw_recall: float | None  # against a pass over all raw vectors; None: not in this window
+    cpu_share: float  # of one core, while the window lasted
+
+
+@dataclass(frozen=True, slots=True)
+class EfChanged(Event):
+    """Searches that do not say go as wide as this from now on, because of the recall that was measured."""
+
+    name: ClassVar[str] = "ef.changed"
+    ef: int
+    before: int
+    recall: float
+    target: float
+    reason: str

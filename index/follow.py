@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..errors import CorruptIndex, InvalidInput
 from ..native import Core
 from .choose import frame_chosen
+from .decide import Action, decide
 from .drift import DriftMonitor, expected_gain
 from .events import (
     DriftDetected,
@@ -69,6 +70,8 @@ class Follower:
         self._asked: float | None = None  # a re-encode of what gains so much
         self._cancelled = False
         self._paused = False
+        self._lost: bool | None = None  # of recall, as the canary says; None: nobody knows
+        self._held_back = ""  # why slabs should move, while recall holds without it
         self.fit_loss: float | None = None
 
     def observe(self, x: Vectors, *, stored: bool = False) -> None:
@@ -83,6 +86,15 @@ class Follower:
                 self._emit(event)
                 self._drifted |= isinstance(event, DriftDetected)
                 self.fit_loss = event.fit_loss
+
+    def heed(self, lost: bool | None) -> None:
+        """Whether recall is lost, for what is decided from now on; None: nobody knows."""
+        self._lost = lost
+
+    @property
+    def drifted(self) -> bool:
+        """Whether drift is being answered, or was and older rows were left as they are."""
+        return self.waiting or bool(self._held_back)
 
     # ---- by hand
 
@@ -155,6 +167,8 @@ class Follower:
         elif self._drifted and (self._paused or not self._reencoder.waiting):
             self._follow(write, "drift", self._min_gain)
             self._drifted = False
+        elif self._held_back and not self._due and decide(True, self._lost) is Action.REENCODE:
+            self._move(self._held_back, None)
         if self._reencoder.waiting and not self._paused:
             self._reencoder.step()
         if not self._reencoder.waiting:  # until then slabs may be on their way to a frame that is empty now
@@ -212,8 +226,21 @@ class Follower:
         self._frames.write_in(frame)
         rows = frame.parameters.rows
         self._emit(FrameOpened(frame=frame.number, reason=reason, fitted_rows=rows, expected_gain=gain))
-        self._reencoder.start(reason, min_gain=least)
+        if gain is not None and self._asked is None and decide(True, self._lost) is Action.WARN:
+            self._held_back = reason
+            held = "searches find what they should, so older vectors keep their codes"
+            slabs, live = self._core.slabs, len(self._core)
+            threshold = self._min_gain if least is None else least
+            self._emit(
+                ReencodeDeclined(reason=held, slabs=slabs, rows=live, expected_gain=None, threshold=threshold)
+            )
+            return False
+        self._move(reason, least)
         return True
+
+    def _move(self, reason: str, least: float | None) -> None:
+        self._held_back = ""
+        self._reencoder.start(reason, min_gain=least)
 
     # ---- as part of a cut
 

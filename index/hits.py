@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..native import Answers
 from .keys import Key, Keys
 
-__all__ = ["FrameRows", "Hits", "Row", "Stats"]
+__all__ = ["FrameRows", "Hits", "Row", "Stats", "Witnessed"]
 
 
 class Hits:
@@ -49,6 +49,30 @@ class Hits:
         frames = self._numbers[self._answers.frames]
         frames[np.isinf(self._answers.distances)] = -1
         return frames
+
+
+@dataclass(frozen=True, slots=True)
+class Witnessed:
+    """Distances float32 [nq, k] of one moment, ascending, +inf beyond what is live: by raw vectors, or by
+    codes where there are none."""
+
+    found: NDArray[np.float32]  # by a search
+    best: NDArray[np.float32]  # by a pass over all codes, and the raw vectors of the nearest by code
+    exact: NDArray[np.float32] | None  # by a pass over all raw vectors, if it was asked for
+
+    def recalls(self, *, exact: bool = False) -> NDArray[np.float64]:
+        """float64 [nq]: the share of the k nearest (or of all, where fewer are live) that was found; by the
+        raw pass with `exact`.
+
+        A hit counts if its distance is at most that of the true k-th, whichever key it has: among equals
+        none is the right one.
+        """
+        true = self.exact if exact else self.best
+        assert true is not None, "the raw pass was not asked for"
+        wanted = np.isfinite(true).sum(axis=1)
+        last = np.where(np.isfinite(true), true, -np.inf).max(axis=1, keepdims=True)
+        good = (self.found <= last).sum(axis=1)
+        return np.minimum(good, wanted) / np.maximum(wanted, 1) + (wanted == 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from .filtering import Filtering
 from .filters import Filter
 from .follow import Follower
 from .frames import Frames
-from .hits import FrameRows, Hits, Row, Stats
+from .hits import FrameRows, Hits, Row, Stats, Witnessed
 from .keys import Key, Keys
 from .packing import message, message_of
 from .payloads import Attribute, pack_items
@@ -300,6 +300,22 @@ class OnlineIndex:
 
         return self._hits(self._filtering.search(filter, x, k, MAX_K, run))
 
+    def witness(
+        self, queries: Vectors, k: int = 10, ef: int = 64, *, rescore: bool = True, raw: bool = False
+    ) -> Witnessed:
+        """What `search` finds, beside what it should have found, of one and the same moment.
+
+        The second answer comes from one pass over the codes of all rows, without the graph, and the raw
+        vectors of the 8 k nearest by code; with `raw` also from a pass over all raw vectors. At most 16
+        queries share a moment and a pass. Nobody waits for it; memory that is given up meanwhile is given
+        back after it. Raises InvalidInput as `search` does.
+        """
+        if not (1 <= k <= MAX_K and 1 <= ef <= MAX_K):
+            raise InvalidInput(f"k and ef must be 1 to {MAX_K}, not {k} and {ef}")
+        x = self._checked(queries, "query")
+        few = _few(k) if rescore and self._raw is not None else 0
+        return Witnessed(*self._core.witness(x, k, ef, few, raw=raw))
+
     def _hits(self, answers: Answers) -> Hits:
         return Hits(answers, self._keys, self._frames.numbers)
 
@@ -387,6 +403,19 @@ class OnlineIndex:
     def reencode_progress(self) -> Progress:
         """How far the re-encode under way is; takes no lock."""
         return self._follower.progress
+
+    def heed(self, recall_lost: bool | None) -> None:
+        """What a canary says of recall, for what is decided from now on (index/decide.py).
+
+        False: it holds, and drift moves no older vectors to other codes. True: it is lost. None, as at first:
+        nobody knows, and drift decides alone.
+        """
+        self._follower.heed(recall_lost)
+
+    @property
+    def drifted(self) -> bool:
+        """Whether drift is being answered by encoding anew, or would be if recall were lost."""
+        return self._follower.drifted
 
     def _release_segments(self) -> None:
         """Let go of raw segments that no slot refers to any more."""

@@ -271,6 +271,22 @@ class Core:
         code = lib.dl_exact(self._ix, pointer("float[]", queries), nq, k, *_bits(allowed), hits)
         return self._answers(code, hits, nq, k)
 
+    def witness(
+        self, queries: Floats, k: int, ef: int, rescore: int, *, raw: bool
+    ) -> tuple[Floats, Floats, Floats | None]:
+        """Distances float32 [nq, k] of one moment: found by a search, the best by a pass over all codes and,
+        with `raw`, the best by a pass over all raw vectors."""
+        queries = floats(queries, self.dim)
+        shape = len(queries), k
+        found, best = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        exact = np.empty(shape, np.float32) if raw else None
+        code = lib.dl_witness(
+            self._ix, pointer("float[]", queries), len(queries), k, ef, rescore, pointer("float[]", found),
+            pointer("float[]", best), ffi.NULL if exact is None else pointer("float[]", exact),
+        )  # fmt: skip
+        checked(code)
+        return found, best, exact
+
     def get(self, keys: Sequence[bytes]) -> tuple[PackedAnswers, Floats]:
         """One answer of at most one hit per key, and the vectors float32 [n, dim]."""
         data, offsets = pack(keys)

@@ -24,7 +24,7 @@
  * *block*: codes, norms and a frame byte per slot. A *frame* is one set of encoder parameters; at most DL_FRAMES are
  * alive. A *row id* names a raw vector: segment << 32 | row.
  *
- * Threads. Everything may be called from any thread at any time but dl_close, which needs to be alone. dl_search, dl_exact and
+ * Threads. Everything may be called from any thread at any time but dl_close, which needs to be alone. dl_search, dl_exact, dl_witness and
  * dl_get take no lock (dl_get one for a probe of the key map) and never wait for a writer. dl_upsert and dl_delete run side by
  * side; a lock a node guards its links. dl_upkeep, the frame calls, attaching, dl_check, loading and saving (dl_lock) have the
  * structure to themselves, and writers wait for the step they take; dl_reencode encodes beside everybody and waits only to
@@ -169,6 +169,11 @@ void dl_moving(dl_index *ix, uint32_t *pairs, uint32_t *count);
 int dl_search(dl_index *ix, const float *queries, uint32_t nq, uint32_t k, uint32_t ef, uint32_t rescore, float radius,
               const uint64_t *allowed, uint32_t allowed_words, dl_hits *out);
 int dl_exact(dl_index *ix, const float *queries, uint32_t nq, uint32_t k, const uint64_t *allowed, uint32_t allowed_words, dl_hits *out);
+/* Each query answered twice, of one moment, so that recall can be told: `found` as dl_search does, `best` by a pass over all codes and
+ * the raw vectors of the 8k nearest by code. `raw`: a third time, by all raw vectors, or NULL. Each [nq * k]: distances by raw vectors
+ * (by codes where there are none) whatever `rescore` says, ascending, +inf beyond what is live. A moment is of 16 queries at most. */
+int dl_witness(dl_index *ix, const float *queries, uint32_t nq, uint32_t k, uint32_t ef, uint32_t rescore, float *found, float *best,
+               float *raw);
 int dl_get(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, float *vectors, dl_hits *out);
 int dl_scan(dl_index *ix, uint32_t slab, uint32_t *slots, dl_hits *out); /* the live keys of one slab, as one answer; slots: [DL_SLAB] or NULL */
 void dl_hits_free(dl_hits *hits);

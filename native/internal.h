@@ -554,6 +554,18 @@ float by_raw(const dl_index *ix, reader *r, uint32_t slot, float coarse, bool ah
 int sharpen(const dl_index *ix, reader *r, uint32_t *count, uint32_t want, measured by);
 bool heap_push(heap *h, near item, bool max);
 near heap_pop(heap *h, bool max);
+
+/* Into a heap of the `most` nearest. */
+static inline bool heap_keep(heap *h, near item, uint32_t most)
+{
+    if (h->size == most && item.distance >= h->items[0].distance)
+        return true;
+    if (!heap_push(h, item, true))
+        return false;
+    if (h->size > most)
+        heap_pop(h, true);
+    return true;
+}
 void near_sort(near *items, size_t n);
 int picked_reserve(reader *r, size_t n);
 bool seen_reset(dl_index *ix, reader *r);
@@ -569,6 +581,16 @@ static inline bool seen_before(reader *r, uint32_t slot)
     r->marked_count += !seen;
     return seen;
 }
+
+/* search.c */
+/* What is asked of each query; dl_search says what it means. */
+typedef struct {
+    uint32_t k, ef, rescore;
+    float radius;
+} request;
+
+int search_one(dl_index *ix, reader *r, uint64_t now, const request *ask, uint32_t ef, const allowed *only, uint32_t *count);
+int exact_all(dl_index *ix, reader *r, uint64_t now, const float *plain, uint32_t nq, heap *heaps, uint32_t k, const allowed *only);
 
 /* link.c */
 uint32_t choose(dl_index *ix, reader *r, near *list, uint32_t count, uint32_t settled, uint32_t limit);

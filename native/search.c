@@ -101,12 +101,6 @@ static int hits_end(dl_hits *h, int code)
 
 /* ---- search ---- */
 
-/* What is asked of each query; dl_search says what it means. */
-typedef struct {
-    uint32_t k, ef, rescore;
-    float radius;
-} request;
-
 /* The candidates of a walk among the allowed: each comes with others that show the way to it as well. */
 static uint32_t narrowed(const dl_index *ix, uint32_t ef, uint32_t k, const allowed *only)
 {
@@ -152,8 +146,7 @@ static extent reach_of(const dl_index *ix, uint32_t k, uint32_t ef)
 }
 
 /* The answer to r->query, into r->picked: routed by the first bits of the codes, refined by all, the best `rescore` measured on raw vectors. */
-static int search_one(dl_index *ix, reader *r, uint64_t now, const request *ask, uint32_t ef, const allowed *only,
-                      uint32_t *count)
+int search_one(dl_index *ix, reader *r, uint64_t now, const request *ask, uint32_t ef, const allowed *only, uint32_t *count)
 {
     uint32_t entry = get(&ix->entry);
     *count = 0;
@@ -239,8 +232,8 @@ int dl_search(dl_index *ix, const float *queries, uint32_t nq, uint32_t k, uint3
 
 /* ---- exact ---- */
 
-static int exact_all(dl_index *ix, reader *r, uint64_t now, const float *plain, uint32_t nq, heap *heaps, uint32_t k,
-                     const allowed *only)
+/* The k nearest of each query, into its heap. */
+int exact_all(dl_index *ix, reader *r, uint64_t now, const float *plain, uint32_t nq, heap *heaps, uint32_t k, const allowed *only)
 {
     size_t dim = ix->config.dim;
     uint32_t slots = atomic_load(&ix->slot_count);
@@ -258,12 +251,8 @@ static int exact_all(dl_index *ix, reader *r, uint64_t now, const float *plain, 
                 probe_vector(ix, &r->query, plain + q * dim);
                 item.distance = fine_distance(ix, &r->query, slot);
             }
-            if (heaps[q].size == k && item.distance >= heaps[q].items[0].distance)
-                continue;
-            if (!heap_push(&heaps[q], item, true))
+            if (!heap_keep(&heaps[q], item, k))
                 return DL_ENOMEM;
-            if (heaps[q].size > k)
-                heap_pop(&heaps[q], true);
         }
     }
     return DL_OK;

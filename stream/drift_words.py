@@ -66,6 +66,19 @@ def sentence(event: Mapping[str, Any]) -> str:
                 event["expected_gain"], f"; the best gain was {{}}, {_ratio(event['threshold'])} is wanted"
             )
             return f"{what}; {event['reason']}{best}"
+        case "canary.window":
+            raw = event["raw_recall"]
+            return (
+                f"recall@{event['k']} of {event['queries']} live queries at ef {event['ef']}: "
+                f"{event['recall']:.4f}, between {event['low']:.4f} and {event['high']:.4f}"
+                + ("" if raw is None else f"; {raw:.4f} by all raw vectors")
+                + f"; {event['cpu_share']:.1%} of a core"
+            )
+        case "ef.changed":
+            return (
+                f"searches use ef {event['ef']} from now on, not {event['before']}: {event['reason']} "
+                f"(recall {event['recall']:.4f}, wanted {event['target']:.4f})"
+            )
         case other:
             fields = {
                 name: value for name, value in event.items() if name not in ("event", "time_ms", "topic")

@@ -113,6 +113,18 @@ static void ask_once(uint64_t *state)
     expect(found, "what is never touched is found among all");
 }
 
+/* Its answers are of one moment: none is better than the best of it. */
+static void witness_once(uint64_t *state)
+{
+    enum { K = 10, QUERIES = 18 };
+    float found[K * QUERIES], best[K * QUERIES], exact[K * QUERIES];
+    const float *queries = rows + (size_t)draw(state, ROWS - QUERIES) * DIM;
+    if (!expect(dl_witness(ix, queries, QUERIES, K, 50, 20, found, best, exact) == DL_OK, "witness"))
+        return;
+    for (uint32_t j = 0; j < K * QUERIES; j++)
+        expect(found[j] >= best[j] && best[j] >= exact[j], "nothing is nearer than the nearest");
+}
+
 static void get_once(uint64_t *state)
 {
     uint32_t key = draw(state, 2) ? draw(state, KEPT) : FIRST_HIGH + draw(state, HIGH);
@@ -147,6 +159,8 @@ static void *read_on(void *argument)
         get_once(&state);
         if (draw(&state, 50) == 0)
             read_slab(&state);
+        if (draw(&state, 50) == 0)
+            witness_once(&state);
     }
     return NULL;
 }

@@ -458,6 +458,7 @@ def calls_that_allocate(x: np.ndarray) -> dict[str, Callable[[Core], object]]:
         "scanned": lambda core: core.search(x[:3], 10, 20, 0, allowed=few).keys,
         "radius": lambda core: core.search(x[:3], 300, 4, 10, radius=9.0).keys,
         "exact": lambda core: core.exact(x[:3], 10).keys,
+        "witness": lambda core: np.array(core.witness(x[:20], 60, 70, 70, raw=True)).tolist(),
         "exact allowed": lambda core: core.exact(x[:3], 10, allowed).keys,
         "get": lambda core: core.get(keys_of(range(20)))[1].tolist(),
         "scan": lambda core: core.scan(0),
