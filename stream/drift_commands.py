@@ -91,3 +91,19 @@ def drift_report(
 
         write_page(report, out)
     print_result({"out": None if out is None else str(out), **asdict(report)}, as_json, "report")
+
+
+@drift_app.command("watch")
+def drift_watch(
+    config: ConfigOption = None,
+    log: LogOption = None,
+    data_dir: DataDirOption = None,
+    sets: SetOption = None,
+) -> None:
+    """Watch drift, frames and re-encoding live, until Ctrl-C.
+
+    Where standard output is no terminal, a line for each event.
+    """
+    from .watch import watch as run
+
+    finish(run(settings_of(config, log, data_dir, sets)))

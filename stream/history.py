@@ -12,7 +12,7 @@ from .config import Settings
 from .control import ServiceUnreachable, ask
 from .log import Log, Record, open_log
 
-__all__ = ["as_event", "drift", "history", "now_of", "start_of"]
+__all__ = ["DriftEvent", "drift", "follow", "history", "now_of", "start_of", "status_of"]
 
 SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
@@ -43,6 +43,34 @@ async def history(settings: Settings, since_ms: int) -> list[DriftEvent]:
     return sorted(kept.values(), key=lambda event: event["time_ms"])
 
 
+async def follow(settings: Settings, limit: int, every_s: float) -> AsyncIterator[list[DriftEvent]]:
+    """The newest `limit` drift events of the collection, oldest first; then what comes, and [] after every
+    `every_s` in which nothing came. Never ends."""
+    topic, collection = settings.topics.drift, settings.topics.vectors
+    known: dict[str, None] = {}
+    async with open_log(settings.log_url, ready_within_s=settings.broker.deadline_s) as log:
+        begins, ends = await log.begin_offsets(topic), await log.end_offsets(topic)
+        starts = {(topic, partition): max(begins[partition], end - limit) for partition, end in ends.items()}
+        reader = await log.reader(starts)
+        first: list[DriftEvent] | None = []
+        while True:
+            events: list[DriftEvent] = []
+            for record in await reader.fetch(timeout_s=every_s):
+                event = _as_event(record)
+                if event is None or event["topic"] != collection or _identity(event) in known:
+                    continue
+                known[_identity(event)] = None
+                events.append(event)
+            if first is not None:
+                first += events
+                if any(reader.position(topic, partition) < end for partition, end in ends.items()):
+                    continue
+                events, first = sorted(first, key=lambda event: event["time_ms"])[-limit:], None
+            yield events
+            for old in list(known)[: -2 * limit]:
+                del known[old]
+
+
 def _identity(event: DriftEvent) -> str:
     """What two deliveries of one event have in common.
 
@@ -54,15 +82,20 @@ def _identity(event: DriftEvent) -> str:
 
 
 def now_of(settings: Settings) -> dict[str, Any] | None:
-    """How the service stands; None where none answers."""
+    """How the service stands, in short; None where none answers."""
+    status = status_of(settings)
+    return status and {name: status[name] for name in ("live", "fit_loss", "frames", "ready")}
+
+
+def status_of(settings: Settings) -> dict[str, Any] | None:
+    """All that the service says of itself; None where none answers."""
     try:
-        status = ask(settings.data_dir, "status")
+        return ask(settings.data_dir, "status")
     except ServiceUnreachable:
         return None
-    return {name: status[name] for name in ("live", "fit_loss", "frames", "ready")}
 
 
-def as_event(record: Record) -> DriftEvent | None:
+def _as_event(record: Record) -> DriftEvent | None:
     """The drift event in a record; None for what is none, since anybody may write to a topic."""
     try:
         found: Any = json.loads(record.value or b"")
@@ -85,7 +118,7 @@ async def _events(log: Log, topic: str, limit: int | None) -> AsyncIterator[Drif
     reader = await log.reader(starts)
     while any(reader.position(topic, partition) < end for partition, end in ends.items()):
         for record in await reader.fetch():
-            event = as_event(record)
+            event = _as_event(record)
             if event is not None:
                 yield event
 

@@ -20,6 +20,7 @@ HEAT = (0.1, 0.25, 0.5, 1.0)  # PSI between the five shades of the heat map
 HEAT_ROWS = 24  # dimensions
 HEAT_ROW = 16  # height of one
 HEAT_COLUMN = 7.0  # least width
+CLOSEST = 1.0  # that lines of two alarms may be
 LANE = 40  # height for one frame
 SHORTEST = 17.0  # width that a band takes with its number above it
 CHARACTER = 6.6  # width of one in a label, on average
@@ -45,12 +46,13 @@ def fit_loss_plot(report: Report, axis: TimeAxis) -> str:
     limit = scale.y(report.loss_limit)
     scale = replace(scale, ticks=[value for value in scale.ticks if abs(scale.y(value) - limit) >= 13])
     shown = _worst(windows, axis, _loss)
+    radius = _radius(len(shown))
     dots = "".join(
         tag(
             "circle",
             tag("title", text(_window_words(window))),
             class_="dot differs" if window.differs else "dot loss",
-            cx=axis.x(window.time_ms), cy=scale.y(_loss(window)), r=4 if window.differs else 3,
+            cx=axis.x(window.time_ms), cy=scale.y(_loss(window)), r=4 if window.differs else radius,
         )
         for window in shown
     )  # fmt: skip
@@ -69,6 +71,7 @@ def recall_plot(report: Report, axis: TimeAxis) -> str:
         return ""
     height = 220
     shown = _worst(report.recalls, axis, lambda recall: -recall.recall)
+    radius = _radius(len(shown))
     lowest = min(recall.low for recall in shown)
     scale = linear(max(0.0, min(lowest - 0.005, 1 - LEAST_RECALL_RANGE)), 1.0, height)
     interval = "".join(_interval(run, axis, scale.y) for run in _runs(report, shown))
@@ -80,7 +83,7 @@ def recall_plot(report: Report, axis: TimeAxis) -> str:
                 "and "
                 f"{recall.high:.4f}; {recall.queries:,} queries, ef {recall.ef}"
             )),
-            class_="dot recall", cx=axis.x(recall.time_ms), cy=scale.y(recall.recall), r=3,
+            class_="dot recall", cx=axis.x(recall.time_ms), cy=scale.y(recall.recall), r=radius,
         )
         for recall in shown
     )  # fmt: skip
@@ -231,9 +234,12 @@ def _alarms(report: Report, axis: TimeAxis, height: int) -> str:
         )
         for at in report.restarts_ms
     ]  # fmt: skip
-    taken = 0.0  # up to here there are numbers already
+    taken = drawn = 0.0  # up to here there are numbers already, and lines
     for index, alarm in enumerate(report.alarms, 1):
         x = axis.x(alarm.time_ms)
+        if x < drawn + CLOSEST:
+            continue
+        drawn = x
         line = tag("line", class_="alarm", x1=x, x2=x, y1=TOP - 4, y2=height)
         flag = ""
         if x - 9 >= taken:
@@ -255,6 +261,11 @@ def _worst(items: Sequence[Item], axis: TimeAxis, badness: Callable[[Item], floa
         if stretch not in found or badness(item) > badness(found[stretch]):
             found[stretch] = item
     return list(found.values())
+
+
+def _radius(dots: int) -> float:
+    """Of a dot that is one of so many."""
+    return 3.0 if dots <= POINTS // 3 else 1.8
 
 
 def _runs(report: Report, items: Iterable[Item]) -> list[list[Item]]:

@@ -19,6 +19,7 @@ __all__ = ["page", "write_page"]
 # What the page may do: be styled. Nothing is fetched and nothing runs, whatever an event holds.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 LISTED = 60  # happenings that are open to see; earlier ones unfold
+MOST_LISTED = 1000
 
 WORDS = (
     (
@@ -28,32 +29,29 @@ WORDS = (
     (
         "Fit loss",
         "Vectors are kept as short codes. The squared error of a window's codes, divided by the least "
-        "error that "
-        "codes of the same length could have: 1 is as good as it gets, 1.5 says half again as much error.",
+        "error that codes of the same length could have: 1 is as good as it gets, 1.5 says half again as "
+        "much error.",
     ),
     (
         "Frame",
         "One set of parameters that codes are made with. When the data change enough, a new frame is "
-        "opened, new "
-        "vectors use it, and older ones move to it where that makes their error smaller. At most four are "
-        "alive.",
+        "opened, new vectors use it, and older ones move to it where that makes their error smaller. At "
+        "most four are alive.",
     ),
     (
         "Reference",
-        "The windows that later ones are compared with. After a change is noticed a new one is learned, and "
-        "nothing is compared meanwhile.",
+        "The windows that later ones are compared with. After a change is noticed a new one is learned, "
+        "and nothing is compared meanwhile.",
     ),
     (
         "PSI",
-        "Population stability index of a dimension: how different its values are spread from those of the "
-        "reference. "
-        "By custom 0.1 is a change and 0.25 a large one.",
+        "Population stability index of a dimension: how different its values are spread from those of "
+        "the reference. By custom 0.1 is a change and 0.25 a large one.",
     ),
     (
         "Recall@k",
         "The share of the k truly nearest vectors that a search finds. It is measured by answering a "
-        "sample of live "
-        "queries again, exactly; the interval says how far the sample may mislead.",
+        "sample of live queries again, exactly; the interval says how far the sample may mislead.",
     ),
 )  # fmt: skip
 
@@ -76,8 +74,7 @@ def page(report: Report) -> str:
         '<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{text(POLICY)}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{text(title)}</title><style>{STYLE}</style></head>\n"
-        f"<body><main>{body}</main></body></html>\n"
+        f"<title>{text(title)}</title><style>{STYLE}</style></head>\n<body><main>{body}</main></body></html>\n"
     )
 
 
@@ -107,8 +104,7 @@ def _verdict(report: Report) -> str:
     if not losses:
         return (
             "No window of vectors was compared in this period. The first ones are, when some thousand "
-            "vectors were "
-            "written."
+            "vectors were written."
         )
     if losses[-1] >= report.loss_limit:
         said = (
@@ -123,9 +119,8 @@ def _verdict(report: Report) -> str:
         said += " The data did not change noticeably in this period."
     else:
         times = "once" if len(alarms) == 1 else f"{len(alarms)} times"
-        said += (
-            f" The data changed {times}, noticed last on {clock(alarms[-1].time_ms, '%d %b at %H:%M:%S')}."
-        )
+        last = clock(alarms[-1].time_ms, "%d %b at %H:%M:%S")
+        said += f" The data changed {times}, noticed last on {last}."
     if report.recalls:
         newest = report.recalls[-1]
         interval = f"{newest.low:.1%} to {newest.high:.1%}"
@@ -176,9 +171,8 @@ def _figures(report: Report, axis: TimeAxis) -> list[str]:
     return [
         _figure(
             "Fit loss",
-            "How many times larger the error of the codes is than it could be (1 is the best there is; the "
-            "scale is "
-            "logarithmic)." + worst,
+            "How many times larger the error of the codes is than it could be (1 is the best there is; "
+            "the scale is logarithmic)." + worst,
             fit_loss_plot(report, axis),
             "No window was compared in this period, so there is no fit loss to draw.",
             (_swatch("dot", "loss"), "a window of vectors"),
@@ -192,12 +186,10 @@ def _figures(report: Report, axis: TimeAxis) -> list[str]:
         _figure(
             "Recall",
             "The share of the truly nearest vectors that searches found: a sample of live queries, "
-            "answered again "
-            "exactly in the background." + worst,
+            "answered again exactly in the background." + worst,
             recall_plot(report, axis),
             "Recall was not measured in this period: no sample of live queries was answered again (no "
-            "canary.window "
-            "event). That needs searches, and a service that checks a sample of them.",
+            "canary.window event). That needs searches, and a service that checks a sample of them.",
             (_swatch("dot", "recall"), "a batch of queries"),
             (_swatch("rect", "interval"), "what it may truly be (95 % interval)"),
         ),
@@ -239,18 +231,17 @@ def _figure(name: str, caption: str, plot: str, empty: str, *legend: tuple[str, 
         head
         + tag("figcaption", text(caption))
         + (tag("div", swatches, class_="legend") if swatches else "")
-        + plot,
+        + tag("div", plot, class_="wide"),
     )
 
 
 def _dimensions_caption(report: Report) -> str:
     named = {each.dimension for window in report.windows for each in window.dimensions}
     return (
-        "How far single dimensions of the vectors are from the reference, by PSI; those that drifted most "
-        "in this "
-        f"period stand above. Each window names only its most significant dimensions, {len(named):,} "
-        "different ones "
-        "in this period: an empty field says that a dimension was not among them, not that it stood still."
+        "How far single dimensions of the vectors are from the reference, by PSI; those that drifted "
+        "most in this period stand above. Each window names only its most significant dimensions, "
+        f"{len(named):,} different ones in this period: an empty field says that a dimension was not "
+        "among them, not that it stood still."
     )
 
 
@@ -285,10 +276,13 @@ def _happenings(report: Report) -> str:
     ]
     if not rows:
         return tag("section", tag("h2", "What happened") + tag("p", "Nothing but windows.", class_="soft"))
+    left_out, rows = rows[:-MOST_LISTED], rows[-MOST_LISTED:]
     earlier, newest = rows[:-LISTED], rows[-LISTED:]
     folded = ""
+    if left_out:
+        folded = tag("p", f"{len(left_out):,} that happened before are not listed.", class_="soft")
     if earlier:
-        folded = tag("details", tag("summary", f"{len(earlier):,} earlier") + _table(earlier))
+        folded += tag("details", tag("summary", f"{len(earlier):,} earlier") + _table(earlier))
     return tag("section", tag("h2", "What happened") + folded + _table(newest))
 
 

@@ -44,7 +44,8 @@ section, figure { background: var(--card); border: 1px solid var(--grid); border
 .legend svg { width: 22px; height: 12px; flex: none; }
 .empty { border: 1px dashed var(--axis); border-radius: 8px; padding: 18px; margin: 12px 0 4px;
   color: var(--soft); }
-.plot { display: block; width: 100%; height: auto; margin-top: 6px; overflow: visible; }
+.wide { overflow-x: auto; }
+.plot { display: block; width: 100%; min-width: 620px; height: auto; margin-top: 6px; }
 .tick { font-size: 12px; fill: var(--soft); font-variant-numeric: tabular-nums; }
 .label { font-size: 12px; fill: var(--ink); }
 .note { font-size: 12px; fill: var(--limit); font-weight: 600; }

@@ -82,6 +82,18 @@ def test_the_page_stands_alone(seen: Look) -> None:
     assert seen.width <= 1100
 
 
+def test_it_opens_with_what_is_the_case(seen: Look) -> None:
+    """A sentence for people: how the codes fit, what changed, what searches find."""
+    (verdict,) = [each["text"] for each in seen.texts if "verdict" in each["classes"]]
+    assert (
+        "fit the newest data well: fit loss 1.00, and 1 is the best there is. The data changed once"
+        in verdict
+    )
+    assert "Searches find 98.0% of the true neighbours (96.5% to 99.0%)." in verdict
+    tiles = [each["text"] for each in seen.texts if each["text"] in ("1.00", "0.9800", "41,000", "33.3")]
+    assert len(tiles) == 4
+
+
 def test_both_schemes_can_be_read(seen: Look, scheme: str) -> None:
     """The paper is light or dark as the reader's system wants; all words stand out from it (WCAG AA)."""
     paper = lightness(seen.pixel(3, 3))
