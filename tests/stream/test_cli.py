@@ -48,6 +48,9 @@ def test_help_and_version() -> None:
         explained = command(name, "--help")
         assert explained.returncode == 0
         assert "Usage" in explained.stdout
+    for name in ("events", "report", "watch"):
+        assert name in command("drift", "--help").stdout
+        assert "Usage" in command("drift", name, "--help").stdout
     assert command("--version").stdout.startswith("driftline 0.")
 
 
