@@ -1,6 +1,7 @@
 """What the drift topic holds, and how the running service stands now."""
 
 import asyncio
+import hashlib
 import json
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -34,7 +35,7 @@ async def history(settings: Settings, since_ms: int) -> list[DriftEvent]:
 
     Reads the topic from its beginning: a frame that was opened long ago may code vectors today.
     """
-    kept: dict[str, DriftEvent] = {}
+    kept: dict[bytes, DriftEvent] = {}
     async with open_log(settings.log_url, ready_within_s=settings.broker.deadline_s) as log:
         async for event in _events(log, settings.topics.drift, None):
             of_frames = event["event"].startswith("frame.")
@@ -47,7 +48,7 @@ async def follow(settings: Settings, limit: int, every_s: float) -> AsyncIterato
     """The newest `limit` drift events of the collection, oldest first; then what comes, and [] after every
     `every_s` in which nothing came. Never ends."""
     topic, collection = settings.topics.drift, settings.topics.vectors
-    known: dict[str, None] = {}
+    known: dict[bytes, None] = {}
     async with open_log(settings.log_url, ready_within_s=settings.broker.deadline_s) as log:
         begins, ends = await log.begin_offsets(topic), await log.end_offsets(topic)
         starts = {(topic, partition): max(begins[partition], end - limit) for partition, end in ends.items()}
@@ -71,14 +72,14 @@ async def follow(settings: Settings, limit: int, every_s: float) -> AsyncIterato
                 del known[old]
 
 
-def _identity(event: DriftEvent) -> str:
+def _identity(event: DriftEvent) -> bytes:
     """What two deliveries of one event have in common.
 
     Delivery is at least once, and rows that are replayed after a crash are told of again, at another time.
     Only events that say which row they were at are known again then: two canary windows may well be equal.
     """
     known = {name: value for name, value in event.items() if name != "time_ms" or "rows_seen" not in event}
-    return json.dumps(known, sort_keys=True)
+    return hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=16).digest()
 
 
 def now_of(settings: Settings) -> dict[str, Any] | None:
