@@ -50,7 +50,7 @@ $(VENV)/.built: $(VENV)/.made pyproject.toml setup.py $(NATIVE)
 	@touch $@
 
 test: build
-	@.ci/system java
+	@.ci/system java chromium
 	@.ci/quietly kafka "Apache Kafka, kept in $${XDG_CACHE_HOME:-~/.cache}/driftline" tests/kafka/install.sh
 	@$(BIN)/python -m pytest $(ARGS)
 

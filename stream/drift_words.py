@@ -19,10 +19,12 @@ def sentence(event: Mapping[str, Any]) -> str:
             return f"rows up to {event['rows_seen']:,}: fit loss {event['fit_loss']:.3f}; {compared}"
         case "drift.detected":
             worst = [f"{w['dimension']} ({w['shift_sigmas']:+.1f} sigma)" for w in event["worst"][:3]]
+            how = f"fit loss {event['fit_loss']:.3f}"  # all there is to tell while a reference is learned
+            if worst:
+                how = f"{event['drifted_share']:.0%} of dimensions, most of all {', '.join(worst)}"
             return (
                 f"the data changed after row {event['since_rows_seen']:,}, "
-                f"noticed at row {event['rows_seen']:,}: "
-                f"{event['drifted_share']:.0%} of dimensions, most of all {', '.join(worst)}"
+                f"noticed at row {event['rows_seen']:,}: {how}"
             )
         case "encoder.chosen":
             errors = ", ".join(

@@ -167,11 +167,23 @@ def _reencode(console: Console, result: Result) -> None:
         console.print(f"the last one, {at}: {sentence(last)}")
 
 
+def _report(console: Console, result: Result) -> None:
+    form = "%Y-%m-%d %H:%M:%S"
+    start, end = (time.strftime(form, time.localtime(result[name] / 1000)) for name in ("from_ms", "to_ms"))
+    alarms = sum(happening["event"] == "drift.detected" for happening in result["happenings"])
+    period = f"{start} to {end}" if result["windows"] or result["happenings"] else "nothing told yet"
+    console.print(
+        f"{result['out']}: {period}; windows: {len(result['windows']):,}, changes noticed: {alarms:,}, "
+        f"frames: {len(result['bands']):,}"
+    )
+
+
 SHOWN: dict[str, Callable[[Console, Result], None]] = {
     "config": pairs,
     "drift": _drift,
     "feed": _feed,
     "reencode": _reencode,
+    "report": _report,
     "search": _search,
     "snapshot": pairs,
     "snapshots": _snapshots,

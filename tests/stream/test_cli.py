@@ -48,6 +48,9 @@ def test_help_and_version() -> None:
         explained = command(name, "--help")
         assert explained.returncode == 0
         assert "Usage" in explained.stdout
+    for name in ("events", "report", "watch"):
+        assert name in command("drift", "--help").stdout
+        assert "Usage" in command("drift", name, "--help").stdout
     assert command("--version").stdout.startswith("driftline 0.")
 
 
@@ -156,6 +159,8 @@ def test_config(place: Place) -> None:
         (("search", "--key", "never there"), 6, "unknown_key"),
         (("drift", "--log", "kafka:127.0.0.1:1", "--set", "broker.deadline_s=1"), 3, "127.0.0.1:1"),
         (("drift", "--set", "topics.drift=none"), 4, "none"),
+        (("drift", "report", "--out", "/nonexistent/report.html"), 1, "/nonexistent/report.html"),
+        (("drift", "report", "--json", "--since", "yesterday"), 2, "12h"),
         (("snapshots", "list", "--data-dir", "/nonexistent"), 5, "/nonexistent"),
     ],
 )
@@ -182,3 +187,20 @@ def test_drift_history(place: Place) -> None:
     assert shown["now"]["ready"]
     assert isinstance(shown["events"], list)
     assert "frames" in text(place, "drift")
+    misplaced = command("drift", "--limit", "3", "events", data_dir=place.service.data_dir)
+    assert misplaced.returncode == 2
+    assert "behind the command" in misplaced.stderr
+
+
+def test_drift_report(place: Place, tmp_path: Path) -> None:
+    """A page where it was asked for, and the same data with --json; neither asked for is refused."""
+    page = tmp_path / "report.html"
+    assert text(place, "drift", "report", "--out", str(page), "--since", "7d").startswith(str(page))
+    assert "<svg" in page.read_text() or "Nothing has been told" in page.read_text()
+    data = result(place, "drift", "report")
+    assert data["collection"] == place.vectors
+    assert data["now"]["ready"]
+    assert data["out"] is None
+    nowhere = command("drift", "report", data_dir=place.service.data_dir)
+    assert nowhere.returncode == 2
+    assert "--out" in nowhere.stderr

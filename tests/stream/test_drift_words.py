@@ -39,3 +39,10 @@ def test_an_event_of_a_later_version_is_shown_as_it_is() -> None:
         sentence({"event": "drift.forecast", "time_ms": 0, "topic": "t", "rows": 3})
         == "drift.forecast: rows 3"
     )
+
+
+def test_an_alarm_of_the_fit_loss_alone() -> None:
+    """While a reference is learned no dimension can be named."""
+    alarm = events.DriftDetected(2000, 1000, "fit_loss", 2.5, 0.0, 0.0, 1.0, ())
+    text = sentence({"event": alarm.name, "time_ms": 0, "topic": "t", **alarm.to_fields()})
+    assert text.endswith("noticed at row 2,000: fit loss 2.500")
