@@ -146,7 +146,7 @@ class TileParameters:
         """uint8 [n, dim] of float32 [n, dim]. What lies beyond the outermost edge gets the outermost tile."""
         rows = as_rows(x, self.dim)
         codes = np.empty(rows.shape, np.uint8)
-        for block in blocks(rows):
+        for block in blocks(*rows.shape):
             codes[block] = self.encode_rotated(self.rotated(rows[block]))
         return codes
 
@@ -156,19 +156,28 @@ class TileParameters:
 
     def decode(self, codes: Codes, bits: int = 8) -> Vectors:
         """float32 [n, dim], in original coordinates, from the top `bits` bits (1 to 5 or 8) of each code."""
-        x = self.decode_rotated(codes, bits)
-        return x if self.rotation_seed is None else unrotate(x, self.rotation_seed)
+        if self.rotation_seed is None:
+            return self.decode_rotated(codes, bits)
+        x = np.empty(self._checked(codes).shape, np.float32)
+        for block in blocks(*codes.shape):
+            x[block] = unrotate(self.decode_rotated(codes[block], bits), self.rotation_seed)
+        return x
 
     def decode_rotated(self, codes: Codes, bits: int = 8) -> Vectors:
         """The same in the coordinates that are coded."""
+        return tile_decode(self._checked(codes), self.mean, self.scale, self.table(bits), bits)
+
+    def _checked(self, codes: Codes) -> Codes:
         if codes.ndim != 2 or codes.shape[1] != self.dim or codes.dtype != np.uint8:
             raise InvalidInput(f"codes must be uint8 [n, {self.dim}], not {codes.dtype} {list(codes.shape)}")
-        return tile_decode(codes, self.mean, self.scale, self.table(bits), bits)
+        return codes
 
     def error(self, x: Vectors, bits: int = 8) -> float:
         """Mean over rows of |x - decode(encode(x))|^2; 0 without rows."""
         rows = as_rows(x, self.dim)
-        sums = (float(self.row_errors(self.rotated(rows[block]), bits).sum()) for block in blocks(rows))
+        sums = (
+            float(self.row_errors(self.rotated(rows[block]), bits).sum()) for block in blocks(*rows.shape)
+        )
         return sum(sums) / max(len(rows), 1)
 
     def error_rotated(self, rotated: Vectors, bits: int = 8) -> float:
@@ -250,7 +259,7 @@ class TileEncoder:
         """Take the rows of float32 [n, dim] into the statistics. InvalidInput for NaN or infinity; nothing
         changes then."""
         rows = as_rows(x, self.dim)
-        for block in blocks(rows):
+        for block in blocks(*rows.shape):
             self._moments.update(rows[block] if self._seed is None else rotate(rows[block], self._seed))
 
     def fit(self) -> TileParameters:
