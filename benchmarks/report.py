@@ -17,16 +17,17 @@ from vectors import DEMO
 __all__ = ["machine", "milliseconds", "parser", "report", "show", "write"]
 
 
-def parser(question: str, *, queries: bool = True) -> argparse.ArgumentParser:
+def parser(question: str, *, base: bool = True, queries: bool = True) -> argparse.ArgumentParser:
     """A parser with the shared flags; `question` is the script's docstring."""
     flags = argparse.ArgumentParser(
         description=question, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     vectors = "FILE.npy or FILE.npz:ARRAY (default: %(default)s)"
-    flags.add_argument("--base", default=f"{DEMO}:base", metavar="FILE", help=f"vectors, {vectors}")
+    if base:
+        flags.add_argument("--base", default=f"{DEMO}:base", metavar="FILE", help=f"vectors, {vectors}")
+        flags.add_argument("--limit", type=int, metavar="ROWS", help="use only so many of the vectors")
     if queries:
         flags.add_argument("--queries", default=f"{DEMO}:query", metavar="FILE", help=f"queries, {vectors}")
-    flags.add_argument("--limit", type=int, metavar="ROWS", help="use only so many of the vectors")
     flags.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
     return flags
 

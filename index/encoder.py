@@ -85,7 +85,7 @@ class TileEncoder:
         elif self._logs is not None:
             self._logs.update(rows)
         else:
-            for block in blocks(rows):
+            for block in blocks(*rows.shape):
                 self._moments.update(rows[block] if self._seed is None else rotate(rows[block], self._seed))
 
     def fit(self) -> Parameters:

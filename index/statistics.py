@@ -51,10 +51,10 @@ def spans(parts: Iterable[Vectors]) -> Iterator[Vectors]:
         yield np.concatenate(held)
 
 
-def blocks(x: Vectors) -> Iterator[slice]:
-    """The rows of x, BLOCK bytes at a time."""
-    rows = max(BLOCK // (x.itemsize * x.shape[1]), 1)
-    return (slice(start, start + rows) for start in range(0, len(x), rows))
+def blocks(rows: int, dim: int) -> Iterator[slice]:
+    """0..rows in parts of BLOCK bytes of float32 [rows, dim]."""
+    size = max(BLOCK // (4 * dim), 1)
+    return (slice(start, start + size) for start in range(0, rows, size))
 
 
 class Moments:

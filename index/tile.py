@@ -146,7 +146,7 @@ class TileParameters:
         """uint8 [n, dim] of float32 [n, dim]. What lies beyond the outermost edge gets the outermost tile."""
         rows = as_rows(x, self.dim)
         codes = np.empty(rows.shape, np.uint8)
-        for block in blocks(rows):
+        for block in blocks(*rows.shape):
             codes[block] = self.encode_rotated(self.rotated(rows[block]))
         return codes
 
@@ -157,21 +157,32 @@ class TileParameters:
 
     def decode(self, codes: Codes, bits: int = 8) -> Vectors:
         """float32 [n, dim], in original coordinates, from codes (8 bits) or their top 1 to 5 bits."""
-        x = self.decode_rotated(codes, bits)
-        return x if self.rotation_seed is None else unrotate(x, self.rotation_seed)
+        check_codes(codes, self.dim)
+        if self.rotation_seed is None:
+            return self.decode_rotated(codes, bits)
+        x = np.empty(codes.shape, np.float32)
+        for block in blocks(*codes.shape):
+            x[block] = unrotate(self.decode_rotated(codes[block], bits), self.rotation_seed)
+        return x
 
     def decode_rotated(self, codes: Codes, bits: int = 8) -> Vectors:
         """The same in the coordinates that are coded."""
         check_codes(codes, self.dim)
+        return tile_decode(codes, self.mean, self.scale, self._places(bits), 8)
+
+    def _places(self, bits: int) -> Vectors:
+        """float32 [256]: what every code decodes to by its top bits; codes that are never given, as the
+        outermost."""
         table = self.table(bits)
-        places = np.repeat(table, self.levels // len(table))  # of every code; invented ones are the outermost
-        places = np.pad(places, (0, LEVELS - len(places)), mode="edge")
-        return tile_decode(codes, self.mean, self.scale, places, 8)
+        places = np.repeat(table, self.levels // len(table))
+        return np.pad(places, (0, LEVELS - len(places)), mode="edge")
 
     def error(self, x: Vectors, bits: int = 8) -> float:
         """Mean over rows of |x - decode(encode(x))|^2; 0 without rows."""
         rows = as_rows(x, self.dim)
-        sums = (float(self.row_errors(self.rotated(rows[block]), bits).sum()) for block in blocks(rows))
+        sums = (
+            float(self.row_errors(self.rotated(rows[block]), bits).sum()) for block in blocks(*rows.shape)
+        )
         return sum(sums) / max(len(rows), 1)
 
     def error_rotated(self, rotated: Vectors, bits: int = 8) -> float:
@@ -180,7 +191,7 @@ class TileParameters:
 
     def row_errors(self, rotated: Vectors, bits: int = 8) -> NDArray[np.float64]:
         """float64 [n]: |x - decode(encode(x))|^2 of each row of float32 [n, dim] in rotated coordinates."""
-        return row_errors(rotated, self.mean, self.scale, self.edges, self.table(bits), bits)
+        return row_errors(rotated, self.mean, self.scale, self.edges, self._places(bits), 8)
 
     def to_bytes(self) -> bytes:
         fields = {
