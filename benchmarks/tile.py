@@ -3,10 +3,10 @@
 First the laws alone: mean squared error of every prefix on samples of the unit normal law, beside the
 published encoder's, and on a lognormal law beside the best companding error. Then real vectors: error of a
 code relative to the variance of the vectors, flat recall@10 (exact search over decoded codes, no graph and no
-rescoring), and CPU seconds of learning and of coding all rows, one thread each. --peers measures faiss's
-scalar quantizers, and its k-means with one dimension a segment (PQ with M = d), in the same run.
+rescoring), and CPU seconds of learning and of coding all rows, one thread each. --codes names others: faiss's
+scalar quantizers (sq8, sq4), and its k-means with one dimension a segment (pq, with M = d), in the same run.
 
-    python benchmarks/tile.py --base sift128_base.npy --queries sift128_query.npy --peers sq8 sq4 pq
+    python benchmarks/tile.py --base sift128_base.npy --queries sift128_query.npy --codes auto sq8 sq4 pq
 """
 
 import argparse
@@ -137,7 +137,7 @@ def measure(base: Vectors, queries: Vectors, options: argparse.Namespace) -> lis
     kth = kth_distances(base, queries, K)
     variance = float(base.var(axis=0, dtype=np.float64).sum())
     results: list[dict[str, Any]] = []
-    for name in [*ENCODERS, *options.peers]:
+    for name in options.codes:
         dim = base.shape[1]
         code = Faiss(name, dim) if name in PEERS else Ours(name, dim, options.seed)
         learned, _ = cpu_seconds(lambda code=code: code.learn(base))
@@ -156,7 +156,14 @@ def main() -> None:
     flags.add_argument("--asked", type=int, metavar="N", help="use only so many queries (default: all)")
     flags.add_argument("--samples", type=int, default=4_000_000, help="of each law (default: %(default)s)")
     flags.add_argument("--seed", type=int, default=0, help="of the rotation and the samples")
-    flags.add_argument("--peers", nargs="*", choices=PEERS, default=[], help="faiss's; pq takes minutes")
+    flags.add_argument(
+        "--codes",
+        nargs="+",
+        choices=[*ENCODERS, *PEERS],
+        default=[*ENCODERS],
+        metavar="CODE",
+        help="of %(choices)s; pq takes minutes (default: ours)",
+    )
     options = flags.parse_args()
     theory = laws(options.samples, options.seed)
     show(
