@@ -66,8 +66,9 @@ class DriftSettings:
     """Least gain (squared error before / after) for which a frame is opened or a slab encoded anew."""
     forget_rows: float = 10_000.0
     """Rows after which an older row counts half in the statistics that a frame is fitted to."""
-    window_seconds: float = math.inf
-    """A window of 64 or more rows also ends at this age, by the times that `update` is told."""
+    window_seconds: float | None = None
+    """A window of 64 or more rows also ends at this age, by the times that `update` is told; None: it does
+    not."""
 
     def __post_init__(self) -> None:
         ranges = {
@@ -78,7 +79,7 @@ class DriftSettings:
         for name in (known.name for known in fields(self)):
             least, most = ranges[name]
             value = getattr(self, name)
-            if not least <= value <= most:
+            if value is not None and not least <= value <= most:
                 raise InvalidInput(f"{name} must be {least:g} to {most:g}, not {value}")
 
 
@@ -164,9 +165,10 @@ class DriftMonitor:
         return found
 
     def _is_old(self, now_ms: int | None) -> bool:
-        if now_ms is None or self._opened_ms is None:
+        seconds = self.settings.window_seconds
+        if now_ms is None or self._opened_ms is None or seconds is None:
             return False
-        if now_ms - self._opened_ms < 1000 * self.settings.window_seconds:
+        if now_ms - self._opened_ms < 1000 * seconds:
             return False
         taken = (len(self._chunks) + len(self._first)) * self._chunk_rows
         return taken + sum(map(len, self._pending)) >= LEAST_TIMED

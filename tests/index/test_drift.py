@@ -511,6 +511,7 @@ def test_settings_that_are_refused() -> None:
         "loss_limit": 0.9,
         "min_gain": math.nan,
         "forget_rows": 0,
+        "window_seconds": 0.0,
     }.items():
         with pytest.raises(InvalidInput, match=name):
             DriftSettings(**{name: value})
