@@ -5,6 +5,13 @@ from typing import Any
 
 __all__ = ["sentence"]
 
+KINDS = {  # of a change; records of older versions have none
+    "abrupt": " abruptly",
+    "gradual": " gradually",
+    "scale": " in scale",
+    "returning": " back to an earlier state",
+}
+
 
 def sentence(event: Mapping[str, Any]) -> str:
     """One drift event, as it stands on the drift topic, for people."""
@@ -20,8 +27,8 @@ def sentence(event: Mapping[str, Any]) -> str:
         case "drift.detected":
             worst = [f"{w['dimension']} ({w['shift_sigmas']:+.1f} sigma)" for w in event["worst"][:3]]
             return (
-                f"the data changed after row {event['since_rows_seen']:,}, "
-                f"noticed at row {event['rows_seen']:,}: "
+                f"the data changed{KINDS.get(event.get('kind', ''), '')} "
+                f"after row {event['since_rows_seen']:,}, noticed at row {event['rows_seen']:,}: "
                 f"{event['drifted_share']:.0%} of dimensions, most of all {', '.join(worst)}"
             )
         case "frame.opened":
