@@ -21,6 +21,7 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -252,7 +253,7 @@ def main() -> None:
         "--sets", nargs="*", default=[f"{DEMO}:base"], metavar="FILE", help="resampled as streams"
     )
     flags.add_argument("--stored", nargs="*", default=[], metavar="FILE", help="fed once, in their order")
-    flags.add_argument("--only", nargs="*", metavar="TEXT", help="streams whose name holds one of these")
+    flags.add_argument("--only", nargs="*", metavar="NAME", help="streams so named; * is anything")
     flags.add_argument("--windows", type=int, default=200, help="tested, of each stationary stream")
     flags.add_argument("--run-windows", type=int, default=100, help="of them in each independent run")
     flags.add_argument("--trials", type=int, default=20, help="of each change")
@@ -267,7 +268,7 @@ def main() -> None:
     options = flags.parse_args()
 
     def wanted(name: str) -> bool:
-        return not options.only or any(part in name for part in options.only)
+        return not options.only or any(fnmatch(name, pattern) for pattern in options.only)
 
     peers = [name for name in MAKERS if name == "KS" or find_spec("river")]
     told: list[Told] = []
@@ -279,7 +280,7 @@ def main() -> None:
             told += delays(name, trial, options, peers)
     frames: dict[str, int] = {}
     for place in options.stored:
-        if wanted(Path(place).stem):
+        if wanted(f"{Path(place).stem}, as stored"):
             one, frames[Path(place).stem] = stored(place, options)
             told.append(one)
 

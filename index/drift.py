@@ -4,9 +4,9 @@ Rows are taken in windows of a fixed number, or of a time if that is over first;
 it is, so that a replay finds what was found. A window *differs* if its distribution does
 (index/reference.py), or if its rows are coded `loss_limit` times worse than they could be: the first is
 drift, the second is what drift costs. Windows running that differ are an alarm, and so is one that differs by
-far. With it the old reference is dropped and a new one learned from what comes next, so that one change is
-one alarm; while it is learned no test is made, which is the cooldown. The fit loss is armed again once it has
-come down.
+far, in distribution or in a loss of the limit squared, and has no change inside it. With it the old reference
+is dropped and a new one learned from what comes next, so that one change is one alarm; while it is learned no
+test is made, which is the cooldown. The fit loss is armed again once it has come down.
 
 The work of a window is bounded: all rows are coded once, in original coordinates; only a sample of them is
 rotated, from 256 rows in high dimensions to all in low ones.
@@ -66,8 +66,9 @@ class DriftSettings:
     """Least gain (squared error before / after) for which a frame is opened or a slab encoded anew."""
     forget_rows: float = 10_000.0
     """Rows after which an older row counts half in the statistics that a frame is fitted to."""
-    window_seconds: float = math.inf
-    """A window of 64 or more rows also ends at this age, by the times that `update` is told."""
+    window_seconds: float | None = None
+    """A window of 64 or more rows also ends at this age, by the times that `update` is told; None: it does
+    not."""
 
     def __post_init__(self) -> None:
         ranges = {
@@ -78,7 +79,7 @@ class DriftSettings:
         for name in (known.name for known in fields(self)):
             least, most = ranges[name]
             value = getattr(self, name)
-            if not least <= value <= most:
+            if value is not None and not least <= value <= most:
                 raise InvalidInput(f"{name} must be {least:g} to {most:g}, not {value}")
 
 
@@ -164,9 +165,10 @@ class DriftMonitor:
         return found
 
     def _is_old(self, now_ms: int | None) -> bool:
-        if now_ms is None or self._opened_ms is None:
+        seconds = self.settings.window_seconds
+        if now_ms is None or self._opened_ms is None or seconds is None:
             return False
-        if now_ms - self._opened_ms < 1000 * self.settings.window_seconds:
+        if now_ms - self._opened_ms < 1000 * seconds:
             return False
         taken = (len(self._chunks) + len(self._first)) * self._chunk_rows
         return taken + sum(map(len, self._pending)) >= LEAST_TIMED
@@ -212,6 +214,10 @@ class DriftMonitor:
         self.dimensions = None if comparison is None else _dimensions(reference, window, comparison)
         bursty = differs == "distribution" and comparison is not None and comparison.bursty
         confirm = CONFIRM_BURSTY if bursty else CONFIRM
+        limit = self.settings.loss_limit
+        by_far = comparison is not None and (
+            comparison.by_far or (comparison.settled and loss >= limit * limit)
+        )
         report = DriftWindow(
             rows=window.rows,
             rows_seen=self.rows_seen,
@@ -220,7 +226,7 @@ class DriftMonitor:
             error=error,
             best_error=best_error,
             differs=differs,
-            detected=self._differing >= confirm or (comparison is not None and comparison.by_far),
+            detected=self._differing >= confirm or (bool(differs) and by_far),
             **_compared(self.dimensions, comparison),
             reference_rows=0 if comparison is None else reference.rows,
         )

@@ -74,15 +74,15 @@ class Follower:
         self._held_back = ""  # why slabs should move, while recall holds without it
         self.fit_loss: float | None = None
 
-    def observe(self, x: Vectors, *, stored: bool = False) -> None:
+    def observe(self, x: Vectors, *, stored: bool = False, now_ms: int | None = None) -> None:
         """Rows as they are coded, float32 [n, dim], in the order they were written.
 
-        stored: see DriftMonitor.
+        stored, now_ms: see DriftMonitor.
         """
         write = self._frames.write
         others = [parameters for frame, parameters in self._frames.tiles if frame is not write]
         with self._lock:
-            for event in self._monitor.update(x, write.parameters, others, stored=stored):
+            for event in self._monitor.update(x, write.parameters, others, stored=stored, now_ms=now_ms):
                 self._emit(event)
                 self._drifted |= isinstance(event, DriftDetected)
                 self.fit_loss = event.fit_loss

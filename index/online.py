@@ -117,6 +117,7 @@ class OnlineIndex:
         vectors: Vectors,
         attributes: Sequence[bytes | Mapping[str, Attribute] | None] | None = None,
         threads: int = 1,
+        now_ms: int | None = None,
     ) -> int:
         """Insert or replace; how many rows were new or different.
 
@@ -124,7 +125,8 @@ class OnlineIndex:
         attributes: n byte strings that come back with hits, or mappings of names to scalars or lists of
         scalars, which come back as msgpack; what filters see in either stands in payloads.py. A key given
         twice: the last counts. For searches each key's change is one step. threads: that link them side by
-        side; with more than one the graph depends on their timing.
+        side; with more than one the graph depends on their timing. now_ms: when the rows came, in
+        milliseconds of a clock of your own, for drift windows that end with time.
 
         Raises InvalidInput (nothing is changed): shapes, NaN, infinite or huge components, a zero vector
         under cosine, bad keys, attributes of other types.
@@ -163,10 +165,10 @@ class OnlineIndex:
                 )
                 self._filtering.write(*part, upsert)
             if self._raw is None or rows is None or self.metric == "cosine":
-                self._follower.observe(self._normalised(x))
+                self._follower.observe(self._normalised(x), now_ms=now_ms)
             else:
                 for stored in self._raw.views(rows):
-                    self._follower.observe(stored, stored=True)
+                    self._follower.observe(stored, stored=True, now_ms=now_ms)
             return len(x)
 
     def delete(self, keys: Sequence[Key] | NDArray[Any]) -> int:

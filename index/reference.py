@@ -76,7 +76,8 @@ class Comparison:
     shift: Doubles  # [dim]: of the mean, in sigmas of the ruler
     inflation: float  # of the variance of window means, mean over dimensions; 1 is independent rows
     bursty: bool
-    by_far: bool  # so that no second window is needed to be sure
+    settled: bool  # every chunk moved, at least half as far as the window: the change is not inside it
+    by_far: bool  # settled, and so different that no second window is needed to be sure
 
 
 def normal_score(t: Doubles, freedom: Doubles) -> Doubles:
@@ -250,7 +251,12 @@ class Reference:
         most = np.unravel_index(int(scores.argmax()), scores.shape)
         tests = scores.size
         by_feature = 2 * tests * student_tail(float(t[most]), float(freedom[most]))
-        by_score = CAUTION * _tail_among(scored, _largest(apart, variance), unrest)
+        restless = _restless(unrest)
+        score = np.append(scored, _largest(apart, variance)) / np.sqrt(np.maximum(restless, 1.0))
+        by_score = CAUTION * _tail_of_last(score)
+        way = apart / spread
+        moved = [float(((self.features(chunk.counts) - mean) * way).sum()) for chunk in chunks]
+        settled = len(chunks) > 1 and min(moved) >= float((apart * way).sum()) / 2
         return Comparison(
             p_value=min(1.0, max(by_feature, by_score)),
             scores=scores.max(axis=0),
@@ -258,7 +264,8 @@ class Reference:
             shift=whole.sums / whole.rows - self.seen.sums / self.seen.rows,
             inflation=max(float(own[0].mean()), 1.0),
             bursty=bursty,
-            by_far=not bursty and by_score < alpha and by_feature < alpha**FAR,
+            settled=settled,
+            by_far=settled and not bursty and by_score < alpha and by_feature < alpha**FAR,
         )
 
     def state(self) -> dict[str, Any]:
@@ -305,12 +312,18 @@ def _largest(apart: Doubles, variance: Doubles) -> float:
     return math.sqrt(float((apart**2 / variance).max()))
 
 
-def _tail_among(scores: Doubles, score: float, unrest: Doubles) -> float:
-    """Chance of a score as large, from those of the reference's windows; unrest: theirs and then its own."""
-    known = len(scores)
-    usual = np.append((unrest[:-1].sum() - unrest[:-1]) / (known - 1), unrest[:-1].mean())
-    calm = np.append(scores, score) / np.sqrt(np.maximum(unrest / np.maximum(usual, LEAST_UNREST), 1.0))
-    places = -1 / np.sqrt(np.maximum(calm, LEAST_SCORE))
+def _restless(unrest: Doubles) -> Doubles:
+    """How much further the chunks of each window lie apart than usual, as a ratio of variances; the last is
+    the newcomer, the others are the reference's, among which each is compared with the rest."""
+    known = unrest[:-1]
+    usual = np.append((known.sum() - known) / (len(known) - 1), known.mean())
+    return unrest / np.maximum(usual, LEAST_UNREST)
+
+
+def _tail_of_last(scores: Doubles) -> float:
+    """Chance that the last score is as large, if it is one more of the others."""
+    places = -1 / np.sqrt(np.maximum(scores, LEAST_SCORE))
+    known = len(places) - 1
     spread = max(float(places[:-1].std(ddof=1)), LEAST_SPREAD)
     t = (float(places[-1]) - float(places[:-1].mean())) / (spread * math.sqrt(1 + 1 / known))
     return student_tail(t, known - 1) if t > 0 else 1.0

@@ -115,7 +115,7 @@ class Drift(Section):
     window_rows: Annotated[int, Field(ge=64, le=10_000_000)] = 1000
     """Rows of a window that is compared with the reference."""
     alpha: Annotated[float, Field(ge=1e-12, le=0.5)] = 0.01
-    """Chance that a window of unchanged data differs; an alarm needs two or three running."""
+    """Chance that a window of unchanged data differs; an alarm needs two or three running, or one by far."""
     reference_windows: Annotated[int, Field(ge=3, le=16)] = 4
     """Windows that a reference is made of before anything is compared with it."""
     loss_limit: Annotated[float, Field(ge=1)] = 1.25
@@ -124,6 +124,8 @@ class Drift(Section):
     """Least expected gain (squared error before / after) for which rows are encoded anew."""
     forget_rows: Annotated[float, Field(ge=1)] = 10_000.0
     """Rows after which an older row counts half in the statistics that a frame is fitted to."""
+    window_seconds: Annotated[float, Field(ge=0.001)] | None = None
+    """A window of 64 or more rows also ends at this age, by the records' timestamps. Unset: it does not."""
 
 
 class Reencode(Section):

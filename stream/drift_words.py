@@ -5,6 +5,13 @@ from typing import Any
 
 __all__ = ["sentence"]
 
+KINDS = {  # of a change; records of older versions have none
+    "abrupt": " abruptly",
+    "gradual": " gradually",
+    "scale": " in scale",
+    "returning": " back to an earlier state",
+}
+
 
 def sentence(event: Mapping[str, Any]) -> str:
     """One drift event, as it stands on the drift topic, for people."""
@@ -23,8 +30,8 @@ def sentence(event: Mapping[str, Any]) -> str:
             if worst:
                 how = f"{event['drifted_share']:.0%} of dimensions, most of all {', '.join(worst)}"
             return (
-                f"the data changed after row {event['since_rows_seen']:,}, "
-                f"noticed at row {event['rows_seen']:,}: {how}"
+                f"the data changed{KINDS.get(event.get('kind', ''), '')} "
+                f"after row {event['since_rows_seen']:,}, noticed at row {event['rows_seen']:,}: {how}"
             )
         case "encoder.chosen":
             errors = ", ".join(

@@ -227,7 +227,9 @@ class Shard:
         events: tuple[Event, ...] = ()
         if batch is not None and self.index is not None:
             if batch.keys:
-                upserted = self.index.upsert(batch.keys, batch.vectors, batch.attributes)
+                upserted = self.index.upsert(
+                    batch.keys, batch.vectors, batch.attributes, now_ms=batch.time_ms
+                )
             if batch.deleted:
                 deleted = self.index.delete(batch.deleted)
             events = tuple(self.index.take_events())

@@ -76,6 +76,7 @@ class VectorBatch:
     attributes: list[bytes | None]  # packed, see attributes.py
     deleted: list[bytes]
     rejected: list[Rejection]  # in the order of the records
+    time_ms: int | None  # the newest timestamp of the records; None if they have none
     model: str | None  # the given one, else the first that an accepted vector named
 
 
@@ -142,6 +143,7 @@ def fold(
         attributes=[entry.attributes for entry in kept],
         deleted=[entry.key for entry in last.values() if entry.row < 0],
         rejected=rejected,
+        time_ms=max((record.timestamp_ms for record in records if record.timestamp_ms >= 0), default=None),
         model=model,
     )
 

@@ -160,6 +160,18 @@ def test_one_window_is_an_alarm_only_if_it_is_of_one_kind() -> None:
     np.testing.assert_allclose(monitor.fit().mean, 1.0, atol=0.2)
 
 
+def test_a_large_loss_is_an_alarm_at_once() -> None:
+    """In a bursty stream three windows must differ, unless codes are far worse than they could be."""
+    rows = bursts(14_000, 32, seed=4)
+    rows[10_000:] *= 4
+    (alarm,) = alarms(rows)
+    assert (alarm.rows_seen, alarm.kind) == (12_000, "scale")
+    rows = bursts(14_000, 32, seed=4)
+    rows[9_700:] *= 4  # so that the window before the alarm, to which the refit is made, has seen it
+    (alarm,) = alarms(rows)
+    assert (alarm.rows_seen, alarm.kind) == (11_000, "scale")
+
+
 def test_kinds() -> None:
     """Gradual, abrupt and a change of scale are told apart; a world whose frame is alive returns."""
     ramp = np.clip((np.arange(60_000) - 20_000) / 30_000, 0, 1)[:, None].astype(np.float32)
@@ -511,6 +523,7 @@ def test_settings_that_are_refused() -> None:
         "loss_limit": 0.9,
         "min_gain": math.nan,
         "forget_rows": 0,
+        "window_seconds": 0.0,
     }.items():
         with pytest.raises(InvalidInput, match=name):
             DriftSettings(**{name: value})

@@ -9,6 +9,7 @@ from driftline import CorruptIndex, DriftSettings, InvalidInput, OnlineIndex
 from driftline.index.cut import Chunk, Cut
 from driftline.index.events import (
     DriftDetected,
+    DriftWindow,
     EncoderChosen,
     Event,
     FrameOpened,
@@ -344,6 +345,18 @@ def test_searches_go_on_through_drift(asked: tuple[OnlineIndex, list[str]], two_
     events = drifting(index, two_worlds)
     assert len(of_kind(events, ReencodeFinished)) >= 2
     assert not wrong, wrong[0]
+
+
+def test_windows_end_with_the_times_that_writers_tell():
+    """Rows of one minute make a window, though a thousand would fill one; the clock is the writer's."""
+    index = OnlineIndex(DIM, compress_after=100, drift=DriftSettings(window_seconds=60))
+    for minute in range(5):
+        keys = np.arange(200 * minute, 200 * minute + 200)
+        index.upsert(keys, gaussian(200, minute), now_ms=60_000 * minute)
+        settle(index)
+    told = [event for event in index.take_events() if isinstance(event, DriftWindow)]
+    assert [(event.rows, event.seconds) for event in told] == [(200, 60.0)] * len(told)
+    assert len(told) == 3  # the first is what the ruler is made of; the fifth is open
 
 
 # ---- cuts
