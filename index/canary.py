@@ -41,7 +41,7 @@ class CanarySettings:
     """Nearest that are asked for."""
     budget: float = 0.05
     """Share of one core that the checks may take, at most 1; 0: no checks."""
-    every_seconds: float = 10.0
+    every_seconds: float = 60.0
     """Windows begin at least so far apart: those of a small index would come several a second."""
 
     def __post_init__(self) -> None:

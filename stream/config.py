@@ -139,7 +139,7 @@ class Canary(Section):
     """Nearest neighbours that recall is measured of."""
     budget: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of one core that measuring recall may take. 0: it is not measured."""
-    every_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
+    every_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
     """Windows begin at least so far apart."""
 
 

@@ -135,12 +135,12 @@ def test_windows_keep_their_distance():
     clock = Clock()
     canary = Canary(CanarySettings(sample=30, budget=1), clock=clock, cpu=Clock())
     index, found = Index(), list[float]()
-    for second in np.arange(0, 35, 0.5):
+    for second in np.arange(0, 185, 0.5):
         clock.now = float(second)
         offered(canary, [10] * 30)
         if canary.step(index, 64):
             found.append(clock.now)
-    assert found == [0.5, 10.5, 20.5, 30.5]
+    assert found == [0.5, 60.5, 120.5, 180.5]
 
 
 def test_without_a_budget_nothing_is_checked():
