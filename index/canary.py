@@ -21,7 +21,7 @@ from ..errors import InvalidInput
 from .events import CanaryWindow
 from .hits import Witnessed
 
-__all__ = ["Canary", "CanarySettings", "interval"]
+__all__ = ["Canary", "CanarySettings", "Vectors", "interval"]
 
 BATCH = 16  # queries that one pass over the codes answers; a bound in native/witness.c
 RAW_EVERY = 10  # windows, one of which is checked by raw vectors too
@@ -41,9 +41,12 @@ class CanarySettings:
     """Nearest that are asked for."""
     budget: float = 0.05
     """Share of one core that the checks may take, at most 1; 0: no checks."""
+    every_seconds: float = 60.0
+    """Windows begin at least so far apart: those of a small index would come several a second."""
 
     def __post_init__(self) -> None:
-        for name, least, most in (("sample", 30, 100_000), ("k", 1, 1000), ("budget", 0, 1)):
+        ranges = {"sample": (30, 100_000), "k": (1, 1000), "budget": (0, 1), "every_seconds": (0, math.inf)}
+        for name, (least, most) in ranges.items():
             value = getattr(self, name)
             if not least <= value <= most:
                 raise InvalidInput(f"{name} must be {least} to {most}, not {value}")
@@ -52,7 +55,7 @@ class CanarySettings:
 class Witness(Protocol):
     """What of an OnlineIndex the canary uses."""
 
-    def witness(self, queries: Vectors, k: int, ef: int, *, raw: bool) -> Witnessed: ...
+    def witness(self, queries: Vectors, k: int, ef: int, *, rescore: bool, raw: bool) -> Witnessed: ...
 
 
 def interval(recalls: NDArray[np.float64]) -> tuple[float, float]:
@@ -81,29 +84,32 @@ def interval(recalls: NDArray[np.float64]) -> tuple[float, float]:
 class Canary:
     """Takes the sample and checks it. `offer` may be called by any thread, `step` by one at a time.
 
-    clock: seconds that pass; cpu: seconds that this thread has computed.
+    rescore: as live searches are asked. clock: seconds that pass; cpu: seconds that this thread has computed.
     """
 
     def __init__(
         self,
         settings: CanarySettings | None = None,
         *,
+        rescore: bool = True,
         seed: int = 0,
         clock: Callable[[], float] = time.monotonic,
         cpu: Callable[[], float] = time.thread_time,
     ) -> None:
         self.settings = settings or CanarySettings()
+        self._rescore = rescore
         self._clock = clock
         self._cpu = cpu
         self._random = random.Random(seed)
         self._lock = threading.Lock()  # of the next two
         self._sample: list[Vectors] = []
         self._offered = 0  # since the last window was drawn
-        self._free_at = -math.inf  # when the budget allows the next batch
+        self.free_at = -math.inf
+        """When, by the clock, the budget allows the next batch."""
         self._queries: Vectors | None = None  # of the open window
         self._done: list[Witnessed] = []
         self._ef = 0
-        self._began = self._spent = 0.0
+        self._began, self._spent = -math.inf, 0.0
         self._windows = 0
 
     def offer(self, query: Vectors) -> None:
@@ -120,9 +126,12 @@ class Canary:
     @property
     def due(self) -> bool:
         """Whether `step` would do anything: there is something to check and the budget allows it."""
-        if not self.settings.budget or self._clock() < self._free_at:
+        if not self.settings.budget or self._clock() < self.free_at:
             return False
-        return self._queries is not None or len(self._sample) == self.settings.sample
+        if self._queries is not None:
+            return True
+        full = len(self._sample) == self.settings.sample
+        return full and self._clock() >= self._began + self.settings.every_seconds
 
     def step(self, index: Witness, ef: int) -> CanaryWindow | None:
         """Check one batch, if it is due; the window that it completes, asked with the `ef` of its first
@@ -133,10 +142,11 @@ class Canary:
         queries = self._open(now, ef) if self._queries is None else self._queries
         at = BATCH * len(self._done)
         raw = self._windows % RAW_EVERY == 0
-        self._done.append(index.witness(queries[at : at + BATCH], self.settings.k, self._ef, raw=raw))
+        batch, k = queries[at : at + BATCH], self.settings.k
+        self._done.append(index.witness(batch, k, self._ef, rescore=self._rescore, raw=raw))
         spent = self._cpu() - cpu
         self._spent += spent
-        self._free_at = now + spent / self.settings.budget
+        self.free_at = now + spent / self.settings.budget
         return self._close() if at + BATCH >= len(queries) else None
 
     def _open(self, now: float, ef: int) -> Vectors:
@@ -161,5 +171,5 @@ class Canary:
             low=low,
             high=high,
             raw_recall=float(np.concatenate(raw).mean()) if raw else None,
-            cpu_share=self._spent / max(self._free_at - self._began, 1e-9),
+            cpu_share=self._spent / max(self.free_at - self._began, 1e-9),
         )

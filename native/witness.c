@@ -1,8 +1,8 @@
 /* The witness of the recall canary: what a search finds, beside what it should have found, of one and the same moment.
  *
- * The second answer comes from one pass over the codes of all rows, in the order in which they lie: each is decoded once for all queries,
- * and nothing is left by an estimate. It is nearly that of a pass over all raw vectors, which lie on disk and are five times as large;
- * dl_witness can take that one as well, to tell by how much the two differ. */
+ * The second answer comes from one pass over the codes of all rows, in the order in which they lie: each is decoded once for all
+ * queries, and nothing is left by an estimate. It is nearly that of a pass over all raw vectors, which are four times as large and
+ * may lie on disk; dl_witness can take that one as well, to tell by how much the two differ. */
 #include <math.h>
 
 #include "internal.h"

@@ -7,6 +7,7 @@ from typing import Any, cast
 from ..errors import InvalidInput
 from ..index.hits import Hits
 from ..index.online import OnlineIndex
+from .canary import LiveCanary
 from .config import Search
 from .documents import Refused, shown
 from .messages import Hit, Reply, SearchRequest, Vectors, encode_reply, unpack_attributes
@@ -18,6 +19,7 @@ def answer(
     index: OnlineIndex | None,
     request: SearchRequest,
     settings: Search,
+    canary: LiveCanary,
     applied: Mapping[str, Mapping[int, int]],
     began: float,
 ) -> bytes:
@@ -27,13 +29,13 @@ def answer(
     Without an index (no vector seen yet) there are no hits. Raises Refused for a key that is not live, and
     for a filter that names a field which no record has had.
     """
-    hits = () if index is None else _hits(index, request, settings)
+    hits = () if index is None else _hits(index, request, settings, canary)
     frame = 0 if index is None else index.frame
     took_us = round(1e6 * (time.monotonic() - began))
     return encode_reply(Reply(hits, applied, frame, took_us), request.form)
 
 
-def _hits(index: OnlineIndex, request: SearchRequest, settings: Search) -> list[Hit]:
+def _hits(index: OnlineIndex, request: SearchRequest, settings: Search, canary: LiveCanary) -> list[Hit]:
     query = request.vector
     if query is None:
         assert request.key is not None, "a request has a vector or a key"
@@ -41,8 +43,10 @@ def _hits(index: OnlineIndex, request: SearchRequest, settings: Search) -> list[
         if row is None:
             raise Refused("unknown_key", f"no live vector has the id {shown(request.key)}")
         query = row.vector
-    ef = max(request.ef or settings.ef, request.k)
+    ef = max(request.ef or canary.ef, request.k)
     found = _search(index, query, ef, request, settings)
+    if request.filter is None:
+        canary.offer(query)
     keys = cast("list[bytes]", found.keys[0])  # the kind that ingestion upserts
     vectors: list[Any] = [None] * len(keys)
     if "vector" in request.include:

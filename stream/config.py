@@ -76,6 +76,11 @@ class Search(Section):
     """Width of a search that does not say."""
     ef_max: Positive = 4096
     """Largest ef a request may ask for."""
+    recall_target: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Recall that the canary should find; beneath it search.ef is raised, or the index encoded anew. 0: it
+    only measures."""
+    ef_limit: Positive = 256
+    """Up to which search.ef is raised for the sake of search.recall_target."""
     k_max: Positive = 1000
     """Largest k a request may ask for."""
     rescore: bool = True
@@ -135,6 +140,18 @@ class Reencode(Section):
     """Share of one core that re-encoding takes under any load; at most reencode.budget."""
 
 
+class Canary(Section):
+    # As CanarySettings of index/canary.py.
+    sample: Annotated[int, Field(ge=30, le=100_000)] = 200
+    """Live queries of a window whose recall is measured."""
+    k: Annotated[int, Field(ge=1, le=1000)] = 10
+    """Nearest neighbours that recall is measured of."""
+    budget: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of one core that measuring recall may take. 0: it is not measured."""
+    every_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
+    """Windows begin at least so far apart."""
+
+
 class Broker(Section):
     deadline_s: Seconds = 30.0
     """How long to try to reach the broker before giving up."""
@@ -162,6 +179,7 @@ class Settings(Section):
     snapshots: Snapshots = Snapshots()
     drift: Drift = Drift()
     reencode: Reencode = Reencode()
+    canary: Canary = Canary()
     broker: Broker = Broker()
     logging: Logging = Logging()
 

@@ -12,6 +12,7 @@ import time
 from ..errors import DriftlineError, LogError
 from .answers import answer
 from .applied import Applied
+from .canary import LiveCanary
 from .config import Settings
 from .dimension import claimed_dimension
 from .documents import Refused
@@ -39,6 +40,7 @@ class Queries:
         shard: Shard,
         applied: Applied,
         sender: ReplySender,
+        canary: LiveCanary,
         counters: Counters,
         logger: Logger,
     ) -> None:
@@ -47,6 +49,7 @@ class Queries:
         self._shard = shard
         self._applied = applied
         self._sender = sender
+        self._canary = canary
         self._counters = counters
         self._logger = logger
         self._topic = settings.topics.search
@@ -166,13 +169,14 @@ class Queries:
                 request = _usable(self._decode(record, self._shard.dim))
             applied = {self._settings.topics.vectors: self._applied.offsets}
             started = time.monotonic()
-            value = await self._shard.search(answer, self._shard.index, request, search, applied, began)
+            arguments = (self._shard.index, request, search, self._canary, applied, began)
+            value = await self._shard.search(answer, *arguments)
         finally:
             self._threads.release()
         self._counters.searches += 1
         took_ms = round(1000 * (time.monotonic() - started), 1)
         if took_ms > search.slow_ms:
-            ef = request.ef or search.ef
+            ef = request.ef or self._canary.ef
             self._logger.warning("search.slow", took_ms=took_ms, k=request.k, ef=ef, offset=record.offset)
         return value
 

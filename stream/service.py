@@ -15,6 +15,7 @@ from importlib.metadata import version
 from ..errors import LogError
 from ..index.budget import Budget
 from .applied import Applied
+from .canary import LiveCanary
 from .config import Settings
 from .control import Arguments, serve_control
 from .drift_events import DriftEvents
@@ -99,7 +100,8 @@ class Service:
         self._snapshots = Snapshotting(settings, log, shard, outbox, logger)
         self._ingest = Ingest(settings, log, shard, applied, outbox, drift, letters, counters, logger)
         sender = ReplySender(log, outbox, letters, settings.broker.group, counters, logger)
-        self._queries = Queries(settings, log, shard, applied, sender, counters, logger)
+        self._canary = canary = LiveCanary(settings, shard, drift, logger)
+        self._queries = Queries(settings, log, shard, applied, sender, canary, counters, logger)
 
     async def run(self) -> None:
         """Run until a signal, then take a last snapshot. Raises DriftlineError, or a group of them."""
@@ -117,6 +119,7 @@ class Service:
                         work.create_task(self._queries.run()),
                         work.create_task(self._snapshots.run()),
                         work.create_task(maintain(self._shard, self._drift, self._reencoding)),
+                        work.create_task(self._canary.run()),
                     ]
                     await stop.wait()
                     self._logger.info("service.stopping", waiting_requests=self._queries.waiting)
@@ -175,6 +178,8 @@ class Service:
                 frames=() if stats is None else stats.frames,
                 reencoding=stats is not None and stats.reencoding,
                 fit_loss=None if stats is None else stats.fit_loss,
+                ef=self._canary.ef,
+                recall=self._canary.status,
                 snapshot=shard.snapshot,
                 records_since_snapshot=shard.records_since_snapshot,
                 waiting_requests=self._queries.waiting,

@@ -28,7 +28,7 @@ __all__ = ["Changes", "PendingSnapshot", "Shard"]
 
 Result = TypeVar("Result")
 
-OTHER_THREADS = 4  # decoding, upkeep, a snapshot, a status
+OTHER_THREADS = 5  # decoding, upkeep, the canary, a snapshot, a status
 SHAPE = ("m", "ef_construction", "route_bits", "seed", "compress_after")  # settings that an index keeps
 
 

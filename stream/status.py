@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from ..index.hits import FrameRows, Stats
 
-__all__ = ["Counters", "SnapshotStatus", "Status", "memory_of"]
+__all__ = ["Counters", "RecallStatus", "SnapshotStatus", "Status", "memory_of"]
 
 
 @dataclass(slots=True)
@@ -33,6 +33,19 @@ class SnapshotStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class RecallStatus:
+    """The canary's newest window."""
+
+    k: int
+    ef: int  # of the searches that it speaks of
+    recall: float
+    low: float  # of the 95 % interval
+    high: float
+    queries: int
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """One moment of a service."""
 
@@ -51,6 +64,8 @@ class Status:
     frames: tuple[FrameRows, ...]
     reencoding: bool  # rows wait to move to another frame
     fit_loss: float | None  # squared error of the codes / the least possible; None while rows are floats
+    ef: int  # of searches that do not say
+    recall: RecallStatus | None  # None before the first window
     snapshot: SnapshotStatus | None
     records_since_snapshot: int
     waiting_requests: int

@@ -91,6 +91,7 @@ def _status(console: Console, result: Result) -> None:
             "lag": offsets_text(result["lag"]),
             "frames": frames or "none",
             "fit loss": "rows are floats" if loss is None else f"{loss:.3f}",
+            "recall": _recall(result),
             "snapshot": f"{taken}; {result['records_since_snapshot']:,} records since",
             "records": f"{result['records']:,} ({result['upserted']:,} rows changed, "
             f"{result['deleted']:,} deleted)",
@@ -100,6 +101,16 @@ def _status(console: Console, result: Result) -> None:
             "errors replied": failed or "none",
             "memory": ", ".join(f"{part} {megabytes(size)}" for part, size in result["memory"].items()),
         },
+    )
+
+
+def _recall(result: Result) -> str:
+    recall = result["recall"]
+    if recall is None:
+        return f"not measured yet; searches use ef {result['ef']}"
+    return (
+        f"{recall['recall']:.3f} ({recall['low']:.3f} to {recall['high']:.3f}) of {recall['k']} at ef "
+        f"{recall['ef']}, {recall['age_s']:.0f} s ago; searches use ef {result['ef']}"
     )
 
 

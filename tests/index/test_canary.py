@@ -28,7 +28,8 @@ class Index:
         self.cpu, self.seconds = cpu, seconds
         self.asked: list[tuple[int, int, bool]] = []
 
-    def witness(self, queries: np.ndarray, k: int, ef: int, *, raw: bool) -> Witnessed:
+    def witness(self, queries: np.ndarray, k: int, ef: int, *, rescore: bool, raw: bool) -> Witnessed:
+        assert rescore
         self.asked.append((len(queries), ef, raw))
         if self.cpu is not None:
             self.cpu.now += self.seconds
@@ -91,7 +92,7 @@ def test_the_interval_at_its_ends():
 def test_a_window_is_a_sample_of_all_queries_since_the_last():
     """The mean over many windows is that of everything offered, not of its beginning or end; nothing is asked
     before there are enough."""
-    canary, index = Canary(CanarySettings(sample=30, budget=1)), Index()
+    canary, index = Canary(CanarySettings(sample=30, budget=1, every_seconds=0)), Index()
     offered(canary, [10] * 29)
     assert canary.step(index, 64) is None
     assert not index.asked
@@ -106,7 +107,7 @@ def test_a_window_is_a_sample_of_all_queries_since_the_last():
 
 def test_a_query_is_copied():
     """The memory of a request is given up after its answer."""
-    canary, query = Canary(CanarySettings(sample=30, budget=1)), np.float32([10])
+    canary, query = Canary(CanarySettings(sample=30, budget=1, every_seconds=0)), np.float32([10])
     for _ in range(30):
         canary.offer(query)
     query[:] = 0
@@ -116,7 +117,7 @@ def test_a_query_is_copied():
 def test_the_budget_is_kept():
     """Batches of 16 that take 0.1 s each, at 5 %: two seconds apart, and the window says so."""
     cpu, clock = Clock(), Clock()
-    canary = Canary(CanarySettings(sample=40, budget=0.05), clock=clock, cpu=cpu)
+    canary = Canary(CanarySettings(sample=40, budget=0.05, every_seconds=0), clock=clock, cpu=cpu)
     index = Index(cpu, 0.1)
     offered(canary, [10] * 40)
     windows: list[CanaryWindow] = []
@@ -127,6 +128,19 @@ def test_the_budget_is_kept():
         assert cpu.now <= 0.05 * (second + 2) + 1e-9
     assert [asked[0] for asked in index.asked] == [16, 16, 8]
     assert windows[0].cpu_share == pytest.approx(0.05)
+
+
+def test_windows_keep_their_distance():
+    """However fast queries come and however cheap they are."""
+    clock = Clock()
+    canary = Canary(CanarySettings(sample=30, budget=1), clock=clock, cpu=Clock())
+    index, found = Index(), list[float]()
+    for second in np.arange(0, 185, 0.5):
+        clock.now = float(second)
+        offered(canary, [10] * 30)
+        if canary.step(index, 64):
+            found.append(clock.now)
+    assert found == [0.5, 60.5, 120.5, 180.5]
 
 
 def test_without_a_budget_nothing_is_checked():
@@ -141,7 +155,7 @@ def test_without_a_budget_nothing_is_checked():
 def test_a_window_is_of_one_ef_and_some_are_of_raw_vectors():
     """An ef that changes counts from the next window on; one window in ten, the first of them, is checked by
     raw vectors too."""
-    canary, index = Canary(CanarySettings(sample=30, budget=1)), Index()
+    canary, index = Canary(CanarySettings(sample=30, budget=1, every_seconds=0)), Index()
     windows: list[CanaryWindow] = []
     for ef in range(64, 84):
         offered(canary, [9] * 30)
@@ -154,7 +168,9 @@ def test_a_window_is_of_one_ef_and_some_are_of_raw_vectors():
     assert windows[0].raw_recall == windows[0].recall == pytest.approx(0.9)
 
 
-@pytest.mark.parametrize("wrong", [{"sample": 29}, {"k": 0}, {"budget": 1.5}, {"budget": -0.1}])
+@pytest.mark.parametrize(
+    "wrong", [{"sample": 29}, {"k": 0}, {"budget": 1.5}, {"every_seconds": -1}, {"budget": -0.1}]
+)
 def test_settings_out_of_range_are_refused(wrong: dict[str, float]):
     """Each by its name."""
     with pytest.raises(InvalidInput, match=next(iter(wrong))):
@@ -177,7 +193,7 @@ def test_recall_of_an_index(metric: str, raw: str | None):
     queries = rng.normal(size=(50, 24)).astype(np.float32)
     hits, truth = index.search(queries, 10, 12), index.exact(queries, 10)
     expected = np.mean([len({*a} & {*b}) / 10 for a, b in zip(hits.keys, truth.keys, strict=True)])
-    canary = Canary(CanarySettings(sample=50, budget=1))
+    canary = Canary(CanarySettings(sample=50, budget=1, every_seconds=0))
     for query in queries:
         canary.offer(query)
     window = None
