@@ -75,10 +75,11 @@ async def follow(settings: Settings, limit: int, every_s: float) -> AsyncIterato
 def _identity(event: DriftEvent) -> bytes:
     """What two deliveries of one event have in common.
 
-    Delivery is at least once, and rows that are replayed after a crash are told of again, at another time.
+    Delivery is at least once, and rows replayed after a crash are told of again, at another time and pace.
     Only events that say which row they were at are known again then: two canary windows may well be equal.
     """
-    known = {name: value for name, value in event.items() if name != "time_ms" or "rows_seen" not in event}
+    when = ("time_ms", "seconds") if "rows_seen" in event else ()
+    known = {name: value for name, value in event.items() if name not in when}
     return hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=16).digest()
 
 
