@@ -242,7 +242,10 @@ def _bands(
             number = event["frame"]
             end(alive.pop(number, None) or Band(number, from_ms, at, True, (), None, None), at)
     for band in alive.values():
-        ended.append(replace(band, end_ms=to_ms, rows=rows.get(band.frame) if now else None))
+        ended.append(replace(band, end_ms=to_ms, rows=rows.get(band.frame)))
+    told = {band.frame for band in ended}
+    # What opened it is older than the topic's records.
+    ended += [Band(n, from_ms, to_ms, False, (), None, rows[n]) for n in rows if events and n not in told]
 
     bands = [
         replace(

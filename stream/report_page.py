@@ -197,7 +197,7 @@ def _figures(report: Report, axis: TimeAxis) -> list[str]:
             "Frames",
             "Sets of code parameters over time, each in a colour of its own.",
             frame_plot(report, axis),
-            "No frame was opened yet: vectors are still held as floats, or the service has not started.",
+            "Nothing is told of frames in this period; the first one opens when some thousand vectors came.",
             (_swatch("thick", "frame-1"), "new vectors are coded in it"),
             (_swatch("thin", "frame-1"), "it still codes older vectors"),
             (_swatch("thin", "reencode"), "vectors were moving to another frame"),

@@ -374,6 +374,14 @@ def test_frames_before_the_period() -> None:
     assert [band.rows for band in report.bands] == [20_000, 21_000]
 
 
+def test_a_frame_older_than_the_topics_records() -> None:
+    """What opened it is gone from the topic; the service knows that it is alive."""
+    report = make_report(COLLECTION, [window(0, 1000), window(30, 2000)], NOW, 1.25, 0, START_MS)
+    bands = [(band.frame, band.start_ms, band.end_ms, band.rows) for band in report.bands]
+    assert bands == [(1, START_MS, START_MS + 30_000, 20_000), (2, START_MS, START_MS + 30_000, 21_000)]
+    assert make_report(COLLECTION, [], NOW, 1.25, 0, START_MS).bands == ()
+
+
 def test_a_frame_that_is_used_again_keeps_its_band() -> None:
     """When the old data return, so does their frame: one band, written in twice."""
     from driftline.index.events import FrameOpened
