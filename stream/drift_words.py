@@ -7,7 +7,14 @@ __all__ = ["sentence"]
 
 
 def sentence(event: Mapping[str, Any]) -> str:
-    """One drift event, as it stands on the drift topic, for people."""
+    """One drift event, as it stands on the drift topic, for people; one that lacks something, as it is."""
+    try:
+        return _sentence(event)
+    except (KeyError, TypeError, ValueError):
+        return _fields(event)
+
+
+def _sentence(event: Mapping[str, Any]) -> str:
     match event["event"]:
         case "drift.window":
             compared = "a reference is being learned"
@@ -52,11 +59,13 @@ def sentence(event: Mapping[str, Any]) -> str:
                 event["expected_gain"], f"; the best gain was {{}}, {_ratio(event['threshold'])} is wanted"
             )
             return f"{what}; {event['reason']}{best}"
-        case other:
-            fields = {
-                name: value for name, value in event.items() if name not in ("event", "time_ms", "topic")
-            }
-            return f"{other}: " + ", ".join(f"{name} {value}" for name, value in fields.items())
+        case _:
+            return _fields(event)
+
+
+def _fields(event: Mapping[str, Any]) -> str:
+    fields = {name: value for name, value in event.items() if name not in ("event", "time_ms", "topic")}
+    return f"{event['event']}: " + ", ".join(f"{name} {value}" for name, value in fields.items())
 
 
 def _if(gain: float | None, text: str) -> str:

@@ -17,6 +17,18 @@ __all__ = ["DriftEvent", "drift", "follow", "history", "now_of", "start_of", "st
 
 SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
+# What is drawn of an event; one that lacks it is of another version, or of somebody else.
+NEEDED: Mapping[str, frozenset[str]] = {
+    "drift.window": frozenset(
+        {"rows_seen", "fit_loss", "drifted_share", "reference_rows", "differs", "worst"}
+    ),
+    "canary.window": frozenset({"queries", "k", "ef", "recall", "low", "high"}),
+    "frame.opened": frozenset({"frame", "fitted_rows", "expected_gain"}),
+    "frame.retired": frozenset({"frame"}),
+    "reencode.started": frozenset({"slabs"}),
+    "reencode.progress": frozenset({"slabs", "slabs_done"}),
+}
+
 DriftEvent = Mapping[str, Any]
 
 
@@ -107,7 +119,9 @@ def _as_event(record: Record) -> DriftEvent | None:
         return None
     event = cast("dict[str, Any]", found)
     kinds = (("event", str), ("topic", str), ("time_ms", int))
-    return event if all(isinstance(event.get(name), kind) for name, kind in kinds) else None
+    if not all(isinstance(event.get(name), kind) for name, kind in kinds):
+        return None
+    return event if NEEDED.get(event["event"], frozenset()) <= event.keys() else None
 
 
 async def _events(log: Log, topic: str, limit: int | None) -> AsyncIterator[DriftEvent]:

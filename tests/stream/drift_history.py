@@ -80,6 +80,7 @@ def canary(at_s: float, recall: float, low: float, high: float) -> DriftEvent:
     return {
         "event": "canary.window", "time_ms": START_MS + round(1000 * at_s), "topic": COLLECTION,
         "queries": 200, "k": 10, "ef": 64, "recall": recall, "low": low, "high": high,
+        "raw_recall": None, "cpu_share": 0.01,
     }  # fmt: skip
 
 

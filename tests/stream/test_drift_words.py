@@ -44,3 +44,10 @@ def test_an_alarm_of_the_fit_loss_alone() -> None:
     """While a reference is learned no dimension can be named."""
     text = sentence(alarm(60, 2000, 1000, {}))
     assert text.endswith("noticed at row 2,000: fit loss 8.000")
+
+
+def test_an_event_that_lacks_a_field_is_shown_as_it_is() -> None:
+    """Another version may have written it."""
+    assert (
+        sentence({"event": "drift.window", "time_ms": 0, "topic": "t", "rows": 3}) == "drift.window: rows 3"
+    )

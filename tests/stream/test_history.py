@@ -48,7 +48,9 @@ async def test_what_is_told_twice_counts_once(tmp_path: Path) -> None:
 async def test_other_records_are_passed_over(tmp_path: Path) -> None:
     """Covers a drift topic that another collection shares, and records that are no events."""
     other = {**window(10, 5000), "topic": "others"}
+    lacking = {name: value for name, value in window(5, 500).items() if name != "fit_loss"}
     noise: list[Any] = [
+        lacking,
         b"not json",
         [1],
         {"event": 3},
