@@ -14,7 +14,14 @@ KINDS = {  # of a change; records of older versions have none
 
 
 def sentence(event: Mapping[str, Any]) -> str:
-    """One drift event, as it stands on the drift topic, for people."""
+    """One drift event, as it stands on the drift topic, for people; one that lacks something, as it is."""
+    try:
+        return _sentence(event)
+    except (KeyError, TypeError, ValueError):
+        return _fields(event)
+
+
+def _sentence(event: Mapping[str, Any]) -> str:
     match event["event"]:
         case "drift.window":
             compared = "a reference is being learned"
@@ -88,11 +95,13 @@ def sentence(event: Mapping[str, Any]) -> str:
                 f"searches use ef {event['ef']} from now on, not {event['before']}: {event['reason']} "
                 f"(recall {event['recall']:.4f}, wanted {event['target']:.4f})"
             )
-        case other:
-            fields = {
-                name: value for name, value in event.items() if name not in ("event", "time_ms", "topic")
-            }
-            return f"{other}: " + ", ".join(f"{name} {value}" for name, value in fields.items())
+        case _:
+            return _fields(event)
+
+
+def _fields(event: Mapping[str, Any]) -> str:
+    fields = {name: value for name, value in event.items() if name not in ("event", "time_ms", "topic")}
+    return f"{event['event']}: " + ", ".join(f"{name} {value}" for name, value in fields.items())
 
 
 def _if(gain: float | None, text: str) -> str:

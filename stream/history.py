@@ -17,6 +17,18 @@ __all__ = ["DriftEvent", "drift", "follow", "history", "now_of", "start_of", "st
 
 SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
+# What is drawn of an event; one that lacks it is of another version, or of somebody else.
+NEEDED: Mapping[str, frozenset[str]] = {
+    "drift.window": frozenset(
+        {"rows_seen", "fit_loss", "drifted_share", "reference_rows", "differs", "worst"}
+    ),
+    "canary.window": frozenset({"queries", "k", "ef", "recall", "low", "high"}),
+    "frame.opened": frozenset({"frame", "fitted_rows", "expected_gain"}),
+    "frame.retired": frozenset({"frame"}),
+    "reencode.started": frozenset({"slabs"}),
+    "reencode.progress": frozenset({"slabs", "slabs_done"}),
+}
+
 DriftEvent = Mapping[str, Any]
 
 
@@ -75,10 +87,11 @@ async def follow(settings: Settings, limit: int, every_s: float) -> AsyncIterato
 def _identity(event: DriftEvent) -> bytes:
     """What two deliveries of one event have in common.
 
-    Delivery is at least once, and rows that are replayed after a crash are told of again, at another time.
+    Delivery is at least once, and rows replayed after a crash are told of again, at another time and pace.
     Only events that say which row they were at are known again then: two canary windows may well be equal.
     """
-    known = {name: value for name, value in event.items() if name != "time_ms" or "rows_seen" not in event}
+    when = ("time_ms", "seconds") if "rows_seen" in event else ()
+    known = {name: value for name, value in event.items() if name not in when}
     return hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=16).digest()
 
 
@@ -106,7 +119,9 @@ def _as_event(record: Record) -> DriftEvent | None:
         return None
     event = cast("dict[str, Any]", found)
     kinds = (("event", str), ("topic", str), ("time_ms", int))
-    return event if all(isinstance(event.get(name), kind) for name, kind in kinds) else None
+    if not all(isinstance(event.get(name), kind) for name, kind in kinds):
+        return None
+    return event if NEEDED.get(event["event"], frozenset()) <= event.keys() else None
 
 
 async def _events(log: Log, topic: str, limit: int | None) -> AsyncIterator[DriftEvent]:

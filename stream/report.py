@@ -13,10 +13,10 @@ from typing import Any
 from .config import Settings
 from .drift_words import sentence
 from .history import history, now_of, start_of
+from .report_dimensions import DimensionDrift, Dimensions, drift_of_dimensions
 
 __all__ = [
     "Band",
-    "DimensionDrift",
     "Happening",
     "Ingest",
     "Recall",
@@ -30,15 +30,6 @@ SILENT = ("drift.window", "canary.window", "reencode.progress")  # they are curv
 
 
 @dataclass(frozen=True, slots=True)
-class DimensionDrift:
-    """How far one dimension was from the reference in a window."""
-
-    dimension: int
-    psi: float
-    shift_sigmas: float
-
-
-@dataclass(frozen=True, slots=True)
 class Window:
     """A window of rows that was compared (`drift.window`)."""
 
@@ -48,7 +39,7 @@ class Window:
     drifted_share: float
     compared: bool  # False while a reference is learned
     differs: str
-    dimensions: tuple[DimensionDrift, ...]  # those the event names: the most significant
+    dimensions: tuple[DimensionDrift, ...]  # those of the period's most drifted that the event tells of
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +96,7 @@ class Report:
     made_ms: int
     loss_limit: float  # drift.loss_limit
     windows: tuple[Window, ...]
+    dimensions: Dimensions
     restarts_ms: tuple[int, ...]  # from then on rows were counted anew, or replayed
     ingest: tuple[Ingest, ...]
     recalls: tuple[Recall, ...]
@@ -141,7 +133,9 @@ def make_report(
     goes_back = len(shown) < len(events)
     from_ms = shown[0]["time_ms"] if shown and not goes_back else start_ms
     to_ms = shown[-1]["time_ms"] if shown else max(start_ms, made_ms)
-    windows = tuple(_window(event) for event in shown if event["event"] == "drift.window")
+    compared = [event for event in shown if event["event"] == "drift.window"]
+    dimensions, cells = drift_of_dimensions(compared)
+    windows = tuple(_window(event, drifts) for event, drifts in zip(compared, cells, strict=True))
     ingest, restarts = _ingest(windows)
     return Report(
         collection=collection,
@@ -150,6 +144,7 @@ def make_report(
         made_ms=made_ms,
         loss_limit=loss_limit,
         windows=windows,
+        dimensions=dimensions,
         restarts_ms=restarts,
         ingest=ingest,
         recalls=tuple(_recall(event) for event in shown if event["event"] == "canary.window"),
@@ -164,7 +159,7 @@ def make_report(
     )
 
 
-def _window(event: Mapping[str, Any]) -> Window:
+def _window(event: Mapping[str, Any], dimensions: tuple[DimensionDrift, ...]) -> Window:
     return Window(
         time_ms=event["time_ms"],
         rows_seen=event["rows_seen"],
@@ -172,10 +167,7 @@ def _window(event: Mapping[str, Any]) -> Window:
         drifted_share=event["drifted_share"],
         compared=event["reference_rows"] > 0,
         differs=event["differs"],
-        dimensions=tuple(
-            DimensionDrift(worst["dimension"], worst["psi"], worst["shift_sigmas"])
-            for worst in event["worst"]
-        ),
+        dimensions=dimensions,
     )
 
 
@@ -250,7 +242,10 @@ def _bands(
             number = event["frame"]
             end(alive.pop(number, None) or Band(number, from_ms, at, True, (), None, None), at)
     for band in alive.values():
-        ended.append(replace(band, end_ms=to_ms, rows=rows.get(band.frame) if now else None))
+        ended.append(replace(band, end_ms=to_ms, rows=rows.get(band.frame)))
+    told = {band.frame for band in ended}
+    # What opened it is older than the topic's records.
+    ended += [Band(n, from_ms, to_ms, False, (), None, rows[n]) for n in rows if events and n not in told]
 
     bands = [
         replace(

@@ -10,16 +10,16 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Protocol, TypeVar
 
-from .report import Band, DimensionDrift, Ingest, Recall, Report, Window
+from .report import Band, Ingest, Recall, Report, Window
+from .report_dimensions import DimensionDrift
 from .report_plots import LEFT, RIGHT, TOP, TimeAxis, clock, linear, logarithmic, number, tag, text
 
 __all__ = ["HEAT", "POINTS", "dimension_plot", "fit_loss_plot", "frame_plot", "ingest_plot", "recall_plot"]
 
 POINTS = 300  # of a curve at most; where there are more, the worst in each stretch of time is drawn
 HEAT = (0.1, 0.25, 0.5, 1.0)  # PSI between the five shades of the heat map
-HEAT_ROWS = 24  # dimensions
-HEAT_ROW = 16  # height of one
-HEAT_COLUMN = 7.0  # least width
+HEAT_ROW = 16  # height of a dimension
+HEAT_COLUMN = 9.0  # least width
 CLOSEST = 1.0  # that lines of two alarms may be
 LANE = 40  # height for one frame
 SHORTEST = 17.0  # width that a band takes with its number above it
@@ -143,13 +143,9 @@ def frame_plot(report: Report, axis: TimeAxis) -> str:
 def dimension_plot(report: Report, axis: TimeAxis) -> str:
     """The dimensions that drifted most, those that drifted more above."""
     columns = _columns(report, axis)
-    drift: defaultdict[int, float] = defaultdict(float)
-    for *_, cells in columns:
-        for dimension, cell in cells.items():
-            drift[dimension] += cell.psi
-    if not drift:
+    chosen = report.dimensions.drifted
+    if not chosen:
         return ""
-    chosen = sorted(drift, key=lambda dimension: (-drift[dimension], dimension))[:HEAT_ROWS]
     height = TOP + 8 + HEAT_ROW * len(chosen)
     parts: list[str] = []
     for start, end, windows, cells in columns:
@@ -163,7 +159,7 @@ def dimension_plot(report: Report, axis: TimeAxis) -> str:
                 continue
             words = (
                 f"dimension {dimension}, {clock(windows[-1].time_ms)}: PSI {cell.psi:.3f}, "
-                f"mean shifted by {cell.shift_sigmas:+.2f} sigma"
+                f"mean {cell.shift_sigmas:+.2f} sigma"
             )
             parts.append(
                 tag(

@@ -197,7 +197,7 @@ def _figures(report: Report, axis: TimeAxis) -> list[str]:
             "Frames",
             "Sets of code parameters over time, each in a colour of its own.",
             frame_plot(report, axis),
-            "No frame was opened yet: vectors are still held as floats, or the service has not started.",
+            "Nothing is told of frames in this period; the first one opens when some thousand vectors came.",
             (_swatch("thick", "frame-1"), "new vectors are coded in it"),
             (_swatch("thin", "frame-1"), "it still codes older vectors"),
             (_swatch("thin", "reencode"), "vectors were moving to another frame"),
@@ -208,7 +208,7 @@ def _figures(report: Report, axis: TimeAxis) -> list[str]:
             dimension_plot(report, axis),
             "No dimension is named in this period: windows are compared once a reference is learned.",
             *_heat_legend(),
-            (_swatch("rect", "compared"), "not among the named"),
+            *([] if report.dimensions.all_told else [(_swatch("rect", "compared"), "not among the named")]),
             (_swatch("rect", "learning"), "a reference is learned, nothing is compared"),
         ),
         _figure(
@@ -236,12 +236,16 @@ def _figure(name: str, caption: str, plot: str, empty: str, *legend: tuple[str, 
 
 
 def _dimensions_caption(report: Report) -> str:
-    named = {each.dimension for window in report.windows for each in window.dimensions}
-    return (
-        "How far single dimensions of the vectors are from the reference, by PSI; those that drifted "
-        "most in this period stand above. Each window names only its most significant dimensions, "
-        f"{len(named):,} different ones in this period: an empty field says that a dimension was not "
-        "among them, not that it stood still."
+    known = report.dimensions
+    said = (
+        "How far single dimensions of the vectors are from the reference, by PSI; those that drifted most in "
+        "this period stand above. "
+    )
+    if known.all_told:
+        return said + f"The first {len(known.drifted)} of {known.told:,} dimensions are drawn."
+    return said + (
+        f"A window may name its most significant dimensions only, {known.told:,} different ones in this "
+        "period: an empty field says that a dimension was not among them, not that it stood still."
     )
 
 

@@ -7,6 +7,8 @@ import pytest
 from driftline.index import events
 from driftline.stream.drift_words import sentence
 
+from .drift_history import alarm
+
 WORST = (events.WorstDimension(dimension=240, psi=1.2, shift_sigmas=-1.1),)
 KINDS = [kind for kind in vars(events).values() if isinstance(kind, type) and issubclass(kind, events.Event)]
 MEASURED = (events.CodeError(distribution="normal", rotation="random", error=4.1e-5, error_4_bits=0.0098),)
@@ -43,6 +45,12 @@ def test_an_event_of_a_later_version_is_shown_as_it_is() -> None:
 
 def test_an_alarm_of_the_fit_loss_alone() -> None:
     """While a reference is learned no dimension can be named."""
-    alarm = events.DriftDetected(2000, 1000, "fit_loss", 2.5, 0.0, 0.0, 1.0, ())
-    text = sentence({"event": alarm.name, "time_ms": 0, "topic": "t", **alarm.to_fields()})
-    assert text.endswith("noticed at row 2,000: fit loss 2.500")
+    text = sentence(alarm(60, 2000, 1000, {}))
+    assert text.endswith("noticed at row 2,000: fit loss 8.000")
+
+
+def test_an_event_that_lacks_a_field_is_shown_as_it_is() -> None:
+    """Another version may have written it."""
+    assert (
+        sentence({"event": "drift.window", "time_ms": 0, "topic": "t", "rows": 3}) == "drift.window: rows 3"
+    )

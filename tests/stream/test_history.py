@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 from driftline.errors import ConfigError
-from driftline.index.events import DriftDetected
 from driftline.stream.config import Settings
 from driftline.stream.history import drift, history, start_of
 from driftline.stream.log import Draft, open_log
 
-from .drift_history import START_MS, canary, story, told, window
+from .drift_history import START_MS, alarm, canary, story, window
 
 
 async def written(tmp_path: Path, events: Sequence[Any], partitions: int = 1) -> Settings:
@@ -39,9 +38,8 @@ async def test_events_come_by_time_whatever_the_partition(tmp_path: Path) -> Non
 
 async def test_what_is_told_twice_counts_once(tmp_path: Path) -> None:
     """Covers delivery at least once, and rows that are replayed after a crash: told of again, later."""
-    alarm = told(DriftDetected(2000, 1000, "fit_loss", 2.0, 0.1, 0.1, 1e-9, ()), 60)
-    first = [window(30, 1000), window(60, 2000), alarm, canary(61, 1.0, 0.98, 1.0)]
-    replayed = [{**window(0, 2000), "time_ms": START_MS + 90_000}, {**alarm, "time_ms": START_MS + 90_000}]
+    first = [window(30, 1000), window(60, 2000), alarm(60, 2000, 1000, {}), canary(61, 1.0, 0.98, 1.0)]
+    replayed = [window(90, 2000), alarm(90, 2000, 1000, {})]
     later = [canary(91, 1.0, 0.98, 1.0), window(120, 3000)]
     settings = await written(tmp_path, [*first, *first, *replayed, *later])
     assert await history(settings, 0) == [*first, *later]
@@ -50,7 +48,9 @@ async def test_what_is_told_twice_counts_once(tmp_path: Path) -> None:
 async def test_other_records_are_passed_over(tmp_path: Path) -> None:
     """Covers a drift topic that another collection shares, and records that are no events."""
     other = {**window(10, 5000), "topic": "others"}
+    lacking = {name: value for name, value in window(5, 500).items() if name != "fit_loss"}
     noise: list[Any] = [
+        lacking,
         b"not json",
         [1],
         {"event": 3},

@@ -1,14 +1,17 @@
 """The drift report as a reader sees it: a real browser draws the page, and the tests look at what it drew."""
 
 import re
+from base64 import b64encode
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from driftline.stream.report import make_report
 from driftline.stream.report_charts import POINTS
 from driftline.stream.report_page import page
+from numpy.typing import NDArray
 
 from .browser import Look, look
 from .drift_history import COLLECTION, START_MS, canary, story, told, window
@@ -200,6 +203,43 @@ def test_dimensions_are_sorted_by_drift(seen: Look) -> None:
     assert contrast(seen.pixel(*strong[0].centre), ground) > 2.5
 
 
+def test_every_dimension_is_told(tmp_path: Path) -> None:
+    """Windows that carry all dimensions fill the map; what drifted little over the period is not drawn."""
+    rng = np.random.default_rng(3)
+    events: Events = []
+    for index in range(1, 200):
+        psis = rng.uniform(0.01, 0.03, 300)
+        psis[[205, 7]] = 2.0 if index > 150 else 0.02, 0.3
+        arrays = {"psis": packed(psis), "shifts": packed(-psis)} if index > 4 else {"psis": "", "shifts": ""}
+        events.append(window(30 * index, 1000 * index, compared=index > 4, worst={}, **arrays))
+    seen = drawn(tmp_path, events)
+    names = [each.text for each in seen.all(DIMENSIONS, "tick") if each.text.startswith("dim ")]
+    assert names[:2] == ["dim 205", "dim 7"]
+    assert len(names) == 24
+    assert "The first 24 of 300 dimensions are drawn." in words(seen)
+    assert "not among the named" not in words(seen)
+    strong = [each for each in seen.all(DIMENSIONS, "heat") if each.title.startswith("dimension 205,")]
+    columns = len(strong)
+    assert len(seen.all(DIMENSIONS, "heat")) == 24 * columns
+    assert 50 < columns < 120
+    assert "PSI 2.000, mean -2.00 sigma" in strong[-1].title
+    assert seen.pixel(*strong[-1].centre) == rgb(strong[-1].fill) != seen.pixel(*strong[0].centre)
+    assert (tmp_path / "report-light-1100.html").stat().st_size < 1_000_000
+
+
+def packed(values: NDArray[np.float64]) -> str:
+    return b64encode(values.astype("<f2").tobytes()).decode()
+
+
+@pytest.mark.parametrize("psis", ["%", "AAAA", "AAAAAA==", 3, None])
+def test_arrays_that_are_none(psis: Any) -> None:
+    """What cannot be read as an array of all dimensions counts as not told; the named ones are."""
+    told_of = window(30, 1000, worst={5: 0.5}, psis=psis, shifts="AAA=")
+    report = make_report(COLLECTION, [told_of], None, 1.25, 0, START_MS)
+    assert report.dimensions.drifted == (5,)
+    assert report.dimensions.all_told is False
+
+
 def test_ingest_rate(seen: Look) -> None:
     """Bars whose height is the rate; it doubles in the end."""
     bars = seen.all(INGEST, "ingest")
@@ -332,6 +372,14 @@ def test_frames_before_the_period() -> None:
     assert [band.writing for band in report.bands] == [(), ((since, report.to_ms),)]
     assert all(window.time_ms >= since for window in report.windows)
     assert [band.rows for band in report.bands] == [20_000, 21_000]
+
+
+def test_a_frame_older_than_the_topics_records() -> None:
+    """What opened it is gone from the topic; the service knows that it is alive."""
+    report = make_report(COLLECTION, [window(0, 1000), window(30, 2000)], NOW, 1.25, 0, START_MS)
+    bands = [(band.frame, band.start_ms, band.end_ms, band.rows) for band in report.bands]
+    assert bands == [(1, START_MS, START_MS + 30_000, 20_000), (2, START_MS, START_MS + 30_000, 21_000)]
+    assert make_report(COLLECTION, [], NOW, 1.25, 0, START_MS).bands == ()
 
 
 def test_a_frame_that_is_used_again_keeps_its_band() -> None:
