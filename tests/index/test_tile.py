@@ -178,6 +178,7 @@ def test_arguments_that_are_refused() -> None:
         ({"dim": 0}, "dim"),
         ({"distribution": "cauchy"}, "distribution"),
         ({"distribution": "lognormal", "rotation": "random"}, "rotation"),
+        ({"distribution": "lattice", "rotation": "random"}, "rotation"),
         ({"levels": 1}, "levels"),
         ({"levels": 257}, "levels"),
         ({"spread": 0.5}, "spread"),
