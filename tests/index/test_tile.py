@@ -251,7 +251,8 @@ def test_stored_form() -> None:
 @given(st.data())
 def test_hostile_bytes(data: st.DataObject) -> None:
     """Bytes cut, changed or invented are refused as corrupt, or are parameters that can be used."""
-    good = GOLDEN.read_bytes()
+    lattice = TileParameters.lattice(2, -1.0, 0.5, np.arange(16))
+    good = data.draw(st.sampled_from([GOLDEN.read_bytes(), lattice.to_bytes()]))
     how = data.draw(st.sampled_from(["cut", "change", "invent"]))
     if how == "cut":
         bad = good[: data.draw(st.integers(0, len(good) - 1))]
