@@ -62,7 +62,8 @@ lint: build
 		.ci/quietly cc "$$source" $(CC) $(C_STRICT) -Inative -c -o /dev/null "$$source"; done
 
 # With the data of the clone; other data by the scripts' own flags, as benchmarks/RESULTS.md says.
-QUESTIONS := topics crash malformed delay memory tile alarms reencode ann churn load filters growth threads runbook canary
+QUESTIONS := topics crash malformed delay memory tile encode refinements alarms reencode canary ann churn load filters growth \
+	threads runbook
 
 bench: build
 	@.ci/system c++ java

@@ -1,7 +1,8 @@
 """Which law, and whether to rotate: measured on a sample, the cheapest of the codes that are as good.
 
-Candidates are fitted to the statistics and code the sample. The error of the whole code decides; codes within
-AS_GOOD of the least are told apart by their four-bit prefix, then by what they cost.
+Candidates are fitted to the statistics and code the sample. One code serves at every precision, so those
+whose four-bit prefix is POOR are out; then the error of the whole code decides. Codes within AS_GOOD of the
+least are told apart by their prefix, then by what they cost.
 """
 
 import math
@@ -16,7 +17,7 @@ from .lognormal import ZERO, LogMoments, LognormalParameters
 from .statistics import Moments
 from .tile import LEAST, MOST, TileParameters
 
-__all__ = ["Evidence", "Parameters", "candidates", "choose", "frame_chosen"]
+__all__ = ["Evidence", "Parameters", "candidates", "choose", "frame_chosen", "lattice_of", "law_of"]
 
 Vectors = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -24,6 +25,7 @@ Parameters = TileParameters | LognormalParameters
 
 ROWS = 1024  # of the sample: a normal code fitted to so many has 0.2 % more error than the best
 AS_GOOD = 1.1  # a rotation lowers the error of commits384 by 3 % and doubles what coding costs
+POOR = 1.5  # times the least error of a prefix: bytes of SIFT held exactly would have 1.9 times
 EXACT = 1e-10  # of the variance: less error than any distance shows
 WHOLE = 1e-3  # of a step: nearer to a whole number of steps is one, as k / 255 in float32 is
 FEW = 64  # rows that show already that values are not whole steps
@@ -122,9 +124,10 @@ def candidates(
 def choose(found: Sequence[Parameters], rows: Vectors) -> tuple[Parameters, EncoderChosen]:
     """The best of candidates, by what they make of rows, float32 [n, dim], and why."""
     measured = [code_error(parameters, rows) for parameters in found]
-    good = range(len(found))
-    for errors in ([code.error for code in measured], [code.error_4_bits for code in measured]):
-        limit = AS_GOOD * min(errors[i] for i in good) + EXACT
+    good = list(range(len(found)))
+    whole, prefix = [code.error for code in measured], [code.error_4_bits for code in measured]
+    for errors, factor in ((prefix, POOR), (whole, AS_GOOD), (prefix, AS_GOOD)):
+        limit = factor * min(errors[i] for i in good) + EXACT
         good = [i for i in good if errors[i] <= limit]
     best = good[0]
     return found[best], EncoderChosen(
@@ -167,12 +170,16 @@ def code_error(parameters: Parameters, rows: Vectors) -> CodeError:
         float(np.square(rows - parameters.decode(codes, bits), dtype=np.float64).sum()) / len(rows) / variance
         for bits in (8, prefix)
     ]
-    if isinstance(parameters, LognormalParameters):
-        distribution, rotation = "lognormal", "none"
-    else:
-        distribution = "normal" if parameters.steps is None else "lattice"
-        rotation = "none" if parameters.rotation_seed is None else "random"
+    distribution, rotation = law_of(parameters)
     return CodeError(distribution=distribution, rotation=rotation, error=errors[0], error_4_bits=errors[1])
+
+
+def law_of(parameters: Parameters) -> tuple[str, str]:
+    """Distribution and rotation, as CodeError names them."""
+    if isinstance(parameters, LognormalParameters):
+        return "lognormal", "none"
+    distribution = "normal" if parameters.steps is None else "lattice"
+    return distribution, "none" if parameters.rotation_seed is None else "random"
 
 
 def _reason(chosen: Parameters, code: CodeError, measured: Sequence[CodeError]) -> str:
@@ -182,7 +189,10 @@ def _reason(chosen: Parameters, code: CodeError, measured: Sequence[CodeError]) 
     if not others:
         return "nothing else was allowed"
     next_best = min(others, key=lambda other: other.error)
+    name = f"{next_best.distribution}, rotation {next_best.rotation}"
+    if next_best.error * AS_GOOD + EXACT < code.error:
+        ratio = next_best.error_4_bits / max(code.error_4_bits, EXACT)
+        return f"less error ({name}) would cost the prefix of four bits {ratio:.2f} times the error"
     if next_best.error <= code.error * AS_GOOD + EXACT:
         return "no other code has clearly less error, and it costs the least"
-    ratio = next_best.error / max(code.error, EXACT)
-    return f"the error of the next best, {next_best.distribution}, would be {ratio:.2f} times as large"
+    return f"the next best ({name}) would have {next_best.error / max(code.error, EXACT):.2f} times the error"

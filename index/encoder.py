@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ..errors import InvalidInput
 from ..native import rotate
-from .choose import Evidence, Parameters, candidates, choose
+from .choose import Evidence, Parameters, candidates, choose, lattice_of, law_of
 from .events import EncoderChosen
 from .laws import SPREAD
 from .lognormal import LogMoments, LognormalParameters
@@ -18,7 +18,7 @@ __all__ = ["TileEncoder"]
 
 Vectors = NDArray[np.float32]
 Codes = NDArray[np.uint8]
-Distribution = Literal["auto", "normal", "lognormal"]
+Distribution = Literal["auto", "normal", "lognormal", "lattice"]
 Rotation = Literal["auto", "random", "none"]
 
 
@@ -27,8 +27,8 @@ class TileEncoder:
 
     Args:
         dim: of the vectors.
-        distribution: "normal", or "lognormal" (each dimension as it is, so without rotation); "auto" measures
-            both on a sample of the rows, and a lattice where all values are whole steps (bytes are).
+        distribution: "normal"; "lognormal" and "lattice" (all values are whole steps, as bytes are) for
+            dimensions as they are, so without rotation; "auto" measures all three on a sample of the rows.
         spread: width of the law that places the tiles, 1 to 4; 1 is the published encoder.
         rotation: "random" turns vectors by a seeded random rotation first, which makes marginals close to
             normal; "none" does not; "auto" measures both.
@@ -48,12 +48,14 @@ class TileEncoder:
     ) -> None:
         if not 1 <= dim <= 4096:
             raise InvalidInput(f"dim must be 1 to 4096, not {dim}")
-        if distribution not in ("auto", "normal", "lognormal"):
-            raise InvalidInput(f"distribution must be auto, normal or lognormal, not {distribution!r}")
+        if distribution not in ("auto", "normal", "lognormal", "lattice"):
+            raise InvalidInput(
+                f"distribution must be auto, normal, lognormal or lattice, not {distribution!r}"
+            )
         if rotation not in ("auto", "random", "none"):
             raise InvalidInput(f"rotation must be auto, random or none, not {rotation!r}")
-        if distribution == "lognormal" and rotation == "random":
-            raise InvalidInput("rotation must be none or auto under lognormal: rotated values have signs")
+        if distribution in ("lognormal", "lattice") and rotation == "random":
+            raise InvalidInput(f"rotation must be none or auto: rotated values are not {distribution}")
         if not SPREADS[0] <= spread <= SPREADS[1]:
             raise InvalidInput(f"spread must be {SPREADS[0]:g} to {SPREADS[1]:g}, not {spread}")
         if not 0 <= seed < 2**64:
@@ -63,11 +65,11 @@ class TileEncoder:
         self.dim = dim
         self._spread = spread
         self._levels = levels
-        self._seed = None if rotation == "none" or distribution == "lognormal" else seed
+        self._seed = None if rotation == "none" or distribution in ("lognormal", "lattice") else seed
         self._rows = 0
         self._moments = Moments(dim)
         self._logs = LogMoments(dim) if distribution == "lognormal" else None
-        self._laws = distribution == "auto"
+        self._distribution = distribution
         no_choice = rotation == "random" or distribution == "lognormal"
         no_choice |= (distribution, rotation) == ("normal", "none")
         self._evidence = None if no_choice else Evidence(dim, seed)
@@ -92,15 +94,22 @@ class TileEncoder:
         """Freeze parameters from the statistics so far; `encode` and `decode` use them until the next fit.
 
         Needs no pass over data: microseconds, where there is a choice some milliseconds for coding a sample
-        of 1,024 rows in each way. No histogram is recorded.
+        of 1,024 rows in each way. No histogram is recorded. InvalidInput before the first row, and if values
+        are not whole steps under "lattice".
         """
         if not self._rows:
             raise InvalidInput("fit needs statistics: update the encoder with vectors first")
         spread, seed, levels = self._spread, self._seed, self._levels
-        if self._evidence is not None:
+        laws = self._distribution == "auto"
+        if self._evidence is not None and self._distribution == "lattice":
+            lattice = lattice_of(self._evidence, levels)
+            if lattice is None:
+                raise InvalidInput(f"values are not whole steps, {levels} of them at most: no lattice")
+            self._parameters = lattice
+        elif self._evidence is not None:
             mean, variance = self._moments.value()
             found = candidates(
-                self._evidence, mean, variance, laws=self._laws, seed=seed, spread=spread, levels=levels
+                self._evidence, mean, variance, laws=laws, seed=seed, spread=spread, levels=levels
             )
             self._parameters, self._chosen = choose(found, self._evidence.rows)
         elif self._logs is not None:
@@ -120,9 +129,8 @@ class TileEncoder:
         """The code in use and why, in lines for people. InvalidInput before the first fit."""
         parameters = self.parameters
         if self._chosen is None:
-            turned = "not rotated" if self._seed is None else f"rotated with seed {self._seed}"
-            law = "normal" if isinstance(parameters, TileParameters) else "lognormal"
-            return f"{law} law, {turned}, as asked; fitted to {self._rows:,} rows"
+            distribution, rotation = law_of(parameters)
+            return f"{distribution} law, rotation {rotation}: as asked; fitted to {self._rows:,} rows"
         chosen = self._chosen
         lines = [
             f"{chosen.distribution} law, rotation {chosen.rotation}: {chosen.reason}",

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from driftline import InvalidInput
 from driftline.index.choose import ROWS, Evidence, lattice_of
 from driftline.index.encoder import TileEncoder
 from driftline.index.tile import TileParameters
@@ -79,7 +80,7 @@ def test_a_lattice_reaches_as_far_as_any_row() -> None:
     """A rare value that the sample misses counts for the range; later ones get the nearest step there is."""
     rows = whole(50_000, 4, 100)
     rows[31_234, 2] = 130
-    encoder = fitted(rows)
+    encoder = fitted(rows, distribution="lattice")
     np.testing.assert_array_equal(encoder.decode(encoder.encode(rows)), rows)
     assert encoder.decode(encoder.encode(np.float32([[3.4, -9, 1e18, 0]]))).tolist() == [[3, 0, 255, 0]]
 
@@ -104,18 +105,32 @@ def test_choices_that_arguments_leave() -> None:
     assert choice(fitted(rows, rotation="none")) == ("lattice", "none")
     assert choice(fitted(rows, distribution="normal")) == ("normal", "random")
     for arguments, text in [
-        ({"rotation": "random"}, "normal law, rotated with seed 0, as asked; fitted to 2,000 rows"),
-        ({"distribution": "normal", "rotation": "none"}, "normal law, not rotated, as asked"),
-        ({"distribution": "lognormal"}, "lognormal law, not rotated, as asked"),
+        ({"rotation": "random"}, "normal law, rotation random: as asked; fitted to 2,000 rows"),
+        ({"distribution": "normal", "rotation": "none"}, "normal law, rotation none: as asked"),
+        ({"distribution": "lognormal"}, "lognormal law, rotation none: as asked"),
+        ({"distribution": "lattice"}, "lattice law, rotation none: as asked"),
     ]:
         encoder = fitted(rows, **arguments)
         assert encoder.chosen is None
         assert text in encoder.explain()
+    with pytest.raises(InvalidInput, match="no lattice"):
+        fitted(gaussian(100, 3), distribution="lattice")
+
+
+def test_a_poor_prefix_is_not_chosen() -> None:
+    """Most numbers are small: the lattice holds them exactly, but four bits of it tell too little."""
+    rows = np.minimum(np.rint(np.abs(gaussian(3_000, 64)) * 20), 255).astype(np.float32)
+    rows[0, 0] = 255
+    encoder = fitted(rows)
+    assert choice(encoder) == ("normal", "random")
+    assert "less error (lattice, rotation none) would cost the prefix" in encoder.explain()
+    exact = fitted(rows, distribution="lattice")
+    np.testing.assert_array_equal(exact.decode(exact.encode(rows)), rows)
 
 
 def test_a_choice_may_change_with_the_data() -> None:
-    """Every fit chooses anew: whole numbers at first, then halves of ever more steps."""
-    encoder = fitted(whole(2_000, 16, 100))
+    """Every fit chooses anew: whole numbers at first, then others too."""
+    encoder = fitted(np.random.default_rng(0).integers(0, 100, (2_000, 16)).astype(np.float32))
     assert choice(encoder) == ("lattice", "none")
     encoder.update(gaussian(2_000, 16) * 100)
     encoder.fit()

@@ -178,6 +178,7 @@ def test_arguments_that_are_refused() -> None:
         ({"dim": 0}, "dim"),
         ({"distribution": "cauchy"}, "distribution"),
         ({"distribution": "lognormal", "rotation": "random"}, "rotation"),
+        ({"distribution": "lattice", "rotation": "random"}, "rotation"),
         ({"levels": 1}, "levels"),
         ({"levels": 257}, "levels"),
         ({"spread": 0.5}, "spread"),
@@ -250,7 +251,8 @@ def test_stored_form() -> None:
 @given(st.data())
 def test_hostile_bytes(data: st.DataObject) -> None:
     """Bytes cut, changed or invented are refused as corrupt, or are parameters that can be used."""
-    good = GOLDEN.read_bytes()
+    lattice = TileParameters.lattice(2, -1.0, 0.5, np.arange(16))
+    good = data.draw(st.sampled_from([GOLDEN.read_bytes(), lattice.to_bytes()]))
     how = data.draw(st.sampled_from(["cut", "change", "invent"]))
     if how == "cut":
         bad = good[: data.draw(st.integers(0, len(good) - 1))]
