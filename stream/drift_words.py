@@ -7,11 +7,11 @@ __all__ = ["sentence"]
 
 
 def sentence(event: Mapping[str, Any]) -> str:
-    """One drift event, as it stands on the drift topic, for people; one that lacks something, as it is."""
+    """One drift event, as it stands on the drift topic, for people."""
     try:
         return _sentence(event)
     except (KeyError, TypeError, ValueError):
-        return _fields(event)
+        return f"{event['event']}: not as this version tells it"
 
 
 def _sentence(event: Mapping[str, Any]) -> str:
@@ -59,13 +59,11 @@ def _sentence(event: Mapping[str, Any]) -> str:
                 event["expected_gain"], f"; the best gain was {{}}, {_ratio(event['threshold'])} is wanted"
             )
             return f"{what}; {event['reason']}{best}"
-        case _:
-            return _fields(event)
-
-
-def _fields(event: Mapping[str, Any]) -> str:
-    fields = {name: value for name, value in event.items() if name not in ("event", "time_ms", "topic")}
-    return f"{event['event']}: " + ", ".join(f"{name} {value}" for name, value in fields.items())
+        case other:
+            fields = {
+                name: value for name, value in event.items() if name not in ("event", "time_ms", "topic")
+            }
+            return f"{other}: " + ", ".join(f"{name} {value}" for name, value in fields.items())
 
 
 def _if(gain: float | None, text: str) -> str:
