@@ -14,11 +14,11 @@ KINDS = {  # of a change; records of older versions have none
 
 
 def sentence(event: Mapping[str, Any]) -> str:
-    """One drift event, as it stands on the drift topic, for people; one that lacks something, as it is."""
+    """One drift event, as it stands on the drift topic, for people."""
     try:
         return _sentence(event)
     except (KeyError, TypeError, ValueError):
-        return _fields(event)
+        return f"{event['event']}: not as this version tells it"
 
 
 def _sentence(event: Mapping[str, Any]) -> str:
