@@ -62,7 +62,7 @@ lint: build
 		.ci/quietly cc "$$source" $(CC) $(C_STRICT) -Inative -c -o /dev/null "$$source"; done
 
 # With the data of the clone; other data by the scripts' own flags, as benchmarks/RESULTS.md says.
-QUESTIONS := topics crash malformed delay memory tile alarms reencode ann churn load filters growth threads runbook
+QUESTIONS := topics crash malformed delay memory tile alarms reencode ann churn load filters growth threads runbook encode
 
 bench: build
 	@.ci/system c++ java
