@@ -42,7 +42,7 @@ BATCH = 2000
 ASK = 500
 MOST = 4_000_000  # searches of one phase
 LOOK_S = 0.005  # between looks at the memory
-COMMIT_S = 0.5  # between snapshots of the process that is killed
+COMMIT_S = 0.2  # between snapshots of the process that is killed
 DEAF = DriftSettings(alpha=1e-12, loss_limit=math.inf)  # no alarm: only the hand begins
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -148,6 +148,8 @@ def unnoticed(index: OnlineIndex, base: Vectors, queries: Vectors, flags: Any) -
     most = SPAWN.Value("q", 0)
     looking = SPAWN.Process(target=watch_memory, args=(multiprocessing.current_process().pid, most))
     looking.start()
+    while not most.value:  # a process takes its time to start
+        time.sleep(LOOK_S)
     askers = {when: Asker(index, base, queries) for when in ("before", "during", "after")}
     ask_for(flags.seconds, askers["before"], index, budget)
     anonymous_before, codes_before = most.value, index.stats().bytes["codes"]
@@ -197,7 +199,8 @@ def unnoticed(index: OnlineIndex, base: Vectors, queries: Vectors, flags: Any) -
 
 
 def reencode_until_killed(directory: str, flags: Any, pipe: Connection) -> None:
-    """In the child: restore, go on (or begin), search and commit meanwhile; says when slabs begin to move."""
+    """In the child: restore, go on (or begin), search and commit meanwhile; tells how many slabs have moved
+    and how many were to."""
     base, queries = loaded(flags)
     budget = Budget(flags.budget, flags.floor)
     with SnapshotStore.open(directory, dim=base.shape[1], metric="l2") as store:
@@ -205,16 +208,15 @@ def reencode_until_killed(directory: str, flags: Any, pipe: Connection) -> None:
         if not index.stats().reencoding:
             index.reencode(now=True)
         Asker(index, base, queries).start()
-        told, committed = False, time.monotonic()
+        committed = time.monotonic()
         while keep_up(index, budget):
             at = index.reencode_progress()
-            if at.state == "moving" and not told:
-                pipe.send(at.slabs)
-                told = True
+            if at.state == "moving":
+                pipe.send((at.slabs_done, at.slabs))
             if time.monotonic() - committed > COMMIT_S:
                 store.commit(index.cut(store.known()), {})
                 committed = time.monotonic()
-        pipe.send("finished")
+        pipe.send(None)
         threading.Event().wait()
 
 
@@ -225,18 +227,19 @@ def restored(store: SnapshotStore) -> OnlineIndex:
 
 
 def killed(directory: str, base: Vectors, flags: Any) -> dict[str, Any]:
-    """Kill it again and again, then let it finish."""
+    """Kill it again and again, when a random part of what was left has moved; then let it finish."""
     draw = np.random.default_rng(flags.seed)
-    to_move: list[int] = []
+    killed_at: list[str] = []
     for _ in range(flags.kills):
         ours, theirs = SPAWN.Pipe()
         child = SPAWN.Process(target=reencode_until_killed, args=(directory, flags, theirs))
         child.start()
-        to_move.append(ours.recv())
-        if ours.poll(draw.uniform(COMMIT_S, flags.kill_within)):
-            raise SystemExit("it finished before it was killed: give a smaller --kill-within or --budget")
+        part = draw.uniform(0.1, 0.7)
+        while (moved := ours.recv()) is not None and moved[0] < part * moved[1]:
+            pass
         child.kill()
         child.join()
+        killed_at.append("the end" if moved is None else f"{moved[0]} of {moved[1]} slabs")
     with SnapshotStore.open(directory, dim=base.shape[1], metric="l2") as store:
         index = restored(store)
         going_on = index.stats().reencoding
@@ -248,9 +251,9 @@ def killed(directory: str, base: Vectors, flags: Any) -> dict[str, Any]:
         held = index.get(np.arange(len(base)))
         same = [row is not None and np.array_equal(row.vector, x) for row, x in zip(held, base, strict=True)]
         return {
-            "kills": flags.kills,
-            "slabs_to_move_at_each_start": [*to_move, *started],
+            "killed_at": killed_at,
             "was_under_way": going_on,
+            "left_to_move": started,
             "finished": any(isinstance(event, ReencodeFinished) for event in told),
             "frames": [asdict(frame) for frame in index.stats().frames],
             "live": len(index),
@@ -272,8 +275,6 @@ def main() -> None:
                        help="of searching before and after (default: %(default)s)")  # fmt: skip
     flags.add_argument("--threads", type=int, default=2, help="that build the index (default: %(default)s)")
     flags.add_argument("--kills", type=int, default=3, metavar="N", help="how often (default: %(default)s)")
-    flags.add_argument("--kill-within", type=float, default=1.5, metavar="S",
-                       help="of the first slab that moves (default: %(default)s)")  # fmt: skip
     flags.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
     options = flags.parse_args()
     base, queries = loaded(options)

@@ -46,7 +46,7 @@ enum {
     DL_EINVAL = -2,   /* an argument is out of its range */
     DL_ECORRUPT = -3, /* serialised bytes, or an invariant, are wrong */
     DL_EFULL = -4,    /* no slot or frame is left */
-    DL_EBUSY = -5     /* still in use: a frame with rows, a segment with rows */
+    DL_EBUSY = -5     /* still in use: a frame with rows, a segment with rows, a block that was replaced */
 };
 
 enum { DL_L2 = 0, DL_IP = 1, DL_COSINE = 2 };
