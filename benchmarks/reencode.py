@@ -1,191 +1,315 @@
-"""When the data drift, are the codes made better, as predicted, and does anyone notice?
+"""Does anyone notice a re-encode: a searcher at full load, the memory, a kill -9 in the middle?
 
-A stream is written into an index that keeps itself up beside it (as the service does) while searches run.
-Afterwards: what was reported, what was encoded anew or declined, the gain that was predicted and the gain
-that was measured, and the flat recall@10 of four-bit codes over the rows written after the change: all coded
-in the frame of the old world, and each in the frame it has at the end. A hit counts if its true distance is
-at most the true tenth's.
+A collection is coded in a frame that was fitted to other rows (the first thousand, half as long), then all of
+it is encoded anew, by hand, within a budget (a share of one core) as in the service. One thread searches
+without pause, before, during and after; every answer is checked: k distinct keys, nearest first, each at its
+true distance. Memory is the process's anonymous memory (RssAnon), looked at from outside every few
+milliseconds, and the core's own count of code blocks.
 
-    python benchmarks/reencode.py --base commits384.npz:base --queries commits384.npz:query
-    python benchmarks/reencode.py --base fashion_mnist784.npz:base --queries fashion_mnist784.npz:query \\
-        --order-by fashion_mnist784.npz:base_label
-    python benchmarks/reencode.py --base commits384.npz:base --queries commits384.npz:query
-    --shift-from-middle 4,1
+Then the same again in a process that also takes snapshots, killed (SIGKILL) at random moments of the
+re-encode; at the end the newest snapshot must finish it, `check` must pass with every code compared with its
+raw vector, and every row must be there. A killed process leaves what it wrote in the page cache: this is a
+crash of the service, not of the machine.
 """
 
-import json
+import argparse
+import math
+import multiprocessing
+import tempfile
 import threading
 import time
 from collections import Counter
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import typer
-from driftline import OnlineIndex
-from driftline.index.events import DriftDetected, DriftWindow, FrameOpened, ReencodeDeclined, ReencodeFinished
-from driftline.index.tile import TileParameters
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
-from vectors import load_vectors
+from driftline import DriftSettings, OnlineIndex
+from driftline.index.budget import Budget
+from driftline.index.events import ReencodeDeclined, ReencodeFinished, ReencodeStarted
+from driftline.native import SLAB
+from driftline.snapshots.store import SnapshotStore
+from driftline.stream.feeding import progress_bar
+from report import milliseconds, parser, report
+from vectors import DEMO, Vectors, kth_distances, load_vectors, recall
 
-BATCH = 500
-K = 10
-DEMO = Path(__file__).parent.parent / "stream" / "demo_data" / "demo384.npz"
+K, EF = 10, 64
+OLD = 1000  # rows that the first frame is fitted to
+STEP_S, IDLE_S = 0.02, 0.1  # of upkeep, as in the service
+BATCH = 2000
+ASK = 500
+MOST = 4_000_000  # searches of one phase
+LOOK_S = 0.005  # between looks at the memory
+COMMIT_S = 0.2  # between snapshots of the process that is killed
+DEAF = DriftSettings(alpha=1e-12, loss_limit=math.inf)  # no alarm: only the hand begins
+SPAWN = multiprocessing.get_context("spawn")
 
 
 class Asker(threading.Thread):
-    """Searches without pause; counts answers, failures and how long they took."""
+    """Searches without pause, one query at a time, and checks the answers between two searches."""
 
-    def __init__(self, index: OnlineIndex, queries: np.ndarray) -> None:
+    def __init__(self, index: OnlineIndex, base: Vectors, queries: Vectors) -> None:
         super().__init__()
-        self.index, self.queries = index, queries
+        self.index, self.base, self.queries = index, base, queries
         self.stop = threading.Event()
-        self.seconds: list[float] = []
-        self.failures: list[str] = []
+        self.times = np.full(MOST, np.nan)  # in memory from the start: what it takes is not the index's
+        self.searches = 0
+        self.wrong: Counter[str] = Counter()
 
     def run(self) -> None:
         at = 0
         while not self.stop.is_set():
+            query = self.queries[at : at + 1]
             began = time.perf_counter()
             try:
-                hits = self.index.search(self.queries[at : at + 1], K)
-                if len(hits.keys[0]) < min(K, len(self.index)):
-                    self.failures.append(f"{len(hits.keys[0])} hits")
+                hits = self.index.search(query, K, EF)
+                keys = hits.keys[0]
             except Exception as error:
-                self.failures.append(repr(error))
-            self.seconds.append(time.perf_counter() - began)
+                self.wrong[repr(error)] += 1
+                continue
+            self.times[self.searches] = time.perf_counter() - began
+            self.searches += 1
+            rows = np.array(keys)
+            true = np.square(self.base[rows] - query).sum(axis=1)
+            if len(set(keys)) != K:
+                self.wrong[f"{len(set(keys))} keys"] += 1
+            elif not np.allclose(true, hits.distances[0], rtol=1e-4, atol=1e-5):
+                self.wrong["distances that are not the true ones"] += 1
+            elif (np.diff(hits.distances[0]) < 0).any():
+                self.wrong["not nearest first"] += 1
             at = (at + 1) % len(self.queries)
-            time.sleep(0.002)
+
+    def over(self) -> None:
+        self.stop.set()
+        self.join()
+
+    @property
+    def seconds(self) -> Any:
+        """float64 [n], of the searches."""
+        return self.times[: self.searches]
 
 
-class Keeper(threading.Thread):
-    """Upkeep in small steps, as the service does it."""
-
-    def __init__(self, index: OnlineIndex) -> None:
-        super().__init__()
-        self.index = index
-        self.stop = threading.Event()
-
-    def run(self) -> None:
-        while not self.stop.is_set():
-            if not self.index.maintain(0.02):
-                self.stop.wait(0.02)
+def keep_up(index: OnlineIndex, budget: Budget) -> bool:
+    """One round of upkeep as the service does it, with its pause; whether more is waiting."""
+    more = index.maintain(STEP_S, budget)
+    time.sleep(0 if more else budget.wait_s(IDLE_S))
+    return index.stats().reencoding
 
 
-def shifted(x: np.ndarray, first: int, factor: float, sigmas: float) -> np.ndarray:
-    """x, from row `first` on times `factor` plus `sigmas` of each dimension's standard deviation."""
-    out = x.copy()
-    out[first:] = x[first:] * factor + sigmas * x.std(axis=0)
-    return out
-
-
-def flat_recall(decoded: np.ndarray, base: np.ndarray, queries: np.ndarray) -> float:
-    """recall@10 of exact search over decoded vectors."""
-    squares, decoded_squares = (base**2).sum(axis=1), (decoded**2).sum(axis=1)
-    good = 0
-    for query in queries:
-        true = squares - 2 * (base @ query)
-        bound = np.partition(true, K - 1)[K - 1] + 1e-4
-        found = np.argpartition(decoded_squares - 2 * (decoded @ query), K - 1)[:K]
-        good += int((true[found] <= bound).sum())
-    return good / (K * len(queries))
-
-
-def decoded_in(parameters: TileParameters, x: np.ndarray) -> np.ndarray:
-    return parameters.decode(parameters.encode(x), bits=4)
-
-
-def stream(
-    index: OnlineIndex, base: np.ndarray, queries: np.ndarray, first: int
-) -> tuple[TileParameters | None, dict[str, Any]]:
-    """Write the stream; the code of before row `first`, where the world becomes new, and what happened."""
-    keeper, asker = Keeper(index), Asker(index, queries)
-    index.upsert(np.arange(BATCH), base[:BATCH])
-    keeper.start()
+def ask_for(seconds: float, asker: Asker, index: OnlineIndex, budget: Budget) -> None:
+    """Search for so long, beside upkeep that has nothing to do."""
     asker.start()
-    began = time.perf_counter()
-    frame_before: int | None = None
-    parameters_before: TileParameters | None = None  # kept: the frame may be gone at the end
-    with Progress(transient=True) as progress:
-        task = progress.add_task("writing", total=len(base))
-        for start in range(BATCH, len(base), BATCH):
-            if start >= first and frame_before is None:
-                frame_before = index.stats().frames[-1].frame
-                parameters_before = index.parameters(frame_before)
-            index.upsert(np.arange(start, min(start + BATCH, len(base))), base[start : start + BATCH])
-            progress.update(task, completed=start)
-        seconds = time.perf_counter() - began
-        while index.stats().reencoding:
-            time.sleep(0.05)
-        time.sleep(0.2)  # a decision that the last rows call for is taken by the next step of upkeep
-        while index.stats().reencoding:
-            time.sleep(0.05)
-    for thread in (keeper, asker):
-        thread.stop.set()
-        thread.join()
-    return parameters_before, {
-        "rows": len(base),
-        "rows_per_s": round(len(base) / seconds),
-        "frame_before": frame_before,
-        "searches": len(asker.seconds),
-        "failed": dict(Counter(asker.failures)),
-        "search_p50_ms": round(float(np.percentile(asker.seconds, 50)) * 1e3, 2),
-        "search_p99_ms": round(float(np.percentile(asker.seconds, 99)) * 1e3, 2),
-        "search_max_ms": round(float(np.max(asker.seconds)) * 1e3, 2),
-    }
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        keep_up(index, budget)
+    asker.over()
 
 
-def main(
-    base: Annotated[str, typer.Option(help="FILE.npy or FILE.npz:key")] = f"{DEMO}:base",
-    queries: Annotated[str, typer.Option(help="FILE.npy or FILE.npz:key")] = f"{DEMO}:query",
-    order_by: Annotated[str | None, typer.Option(help="FILE.npz:key to sort the stream by, stably")] = None,
-    shift_from_middle: Annotated[str | None, typer.Option(help="FACTOR,SIGMAS for the second half")] = None,
-    change_at: Annotated[int | None, typer.Option(help="row where the world changes; default: half")] = None,
-    limit: Annotated[int | None, typer.Option(help="rows of the base")] = None,
-    asked: Annotated[int, typer.Option(help="queries for the flat recall")] = 300,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the result here")] = None,
-) -> None:
-    x, q = load_vectors(base)[:limit], load_vectors(queries)
-    if order_by is not None:
-        x = x[np.argsort(load_vectors(order_by)[:limit], kind="stable")]
-    first = len(x) // 2 if change_at is None else change_at
-    if shift_from_middle is not None:
-        factor, sigmas = map(float, shift_from_middle.split(","))
-        q = q * factor + sigmas * x.std(axis=0)
-        x = shifted(x, first, factor, sigmas)
-    index = OnlineIndex(x.shape[1])
-    old, result = stream(index, x, q, first)
-    if old is None:
-        raise typer.BadParameter("the rows before the change were still held as floats when it came")
+def watch_memory(pid: int, most: "Synchronized[int]") -> None:
+    """In a process of its own, until it is killed: the most anonymous memory that `pid` ever had."""
+    while True:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon"):
+                most.value = max(most.value, int(line.split()[1]) * 1024)
+        time.sleep(LOOK_S)
+
+
+def stale(base: Vectors, store: SnapshotStore, threads: int) -> OnlineIndex:
+    """All rows, each coded in a frame that was fitted to rows half as long."""
+    index = OnlineIndex(base.shape[1], raw=store.open_raw(base.shape[1]), compress_after=OLD, drift=DEAF)
+    index.upsert(np.arange(OLD), base[:OLD] / 2)
+    while index.maintain(1.0):
+        pass
+    with progress_bar() as progress:
+        bar = progress.add_task("building", total=len(base), note="")
+        for first in range(0, len(base), BATCH):
+            rows = np.arange(first, min(first + BATCH, len(base)))
+            index.upsert(rows, base[first : first + BATCH], threads=threads)
+            progress.advance(bar, BATCH)
+    while index.maintain(1.0):
+        pass
+    assert [frame.frame for frame in index.stats().frames] == [1]
+    index.take_events()
+    return index
+
+
+def unnoticed(index: OnlineIndex, base: Vectors, queries: Vectors, flags: Any) -> dict[str, Any]:
+    """Re-encode all of it beside the searcher."""
+    budget = Budget(flags.budget, flags.floor)
+    kth = kth_distances(base, queries[:ASK], K)
+
+    def recall_now(rescore: bool) -> float:
+        hits = index.search(queries[:ASK], K, EF, rescore=rescore).keys
+        return round(recall(base, queries[:ASK], kth, hits, K), 4)
+
+    recalls = {"before": (recall_now(True), recall_now(False))}
+    most = SPAWN.Value("q", 0)
+    looking = SPAWN.Process(target=watch_memory, args=(multiprocessing.current_process().pid, most))
+    looking.start()
+    while not most.value:  # a process takes its time to start
+        time.sleep(LOOK_S)
+    askers = {when: Asker(index, base, queries) for when in ("before", "during", "after")}
+    ask_for(flags.seconds, askers["before"], index, budget)
+    anonymous_before, codes_before = most.value, index.stats().bytes["codes"]
+    most.value = 0
+    askers["during"].start()
+    shares: list[float] = []
+    codes_most = codes_before
+    index.reencode(now=True)
+    began, processor = time.monotonic(), time.thread_time()
+    with progress_bar() as progress:
+        bar = progress.add_task("re-encoding", total=None, note="")
+        while keep_up(index, budget):
+            at = index.reencode_progress()
+            shares.append(budget.share)
+            codes_most = max(codes_most, index.stats().bytes["codes"])
+            progress.update(bar, completed=at.slabs_done, total=at.slabs or None, note=at.state)
+    took, used = time.monotonic() - began, time.thread_time() - processor
+    askers["during"].over()
+    anonymous_most = most.value
+    looking.kill()
+    looking.join()
+    ask_for(flags.seconds, askers["after"], index, budget)
+    recalls["after"] = (recall_now(True), recall_now(False))
     index.check()
-    events = index.take_events()
-    windows = [event for event in events if isinstance(event, DriftWindow)]
-    rows = index.get(np.arange(first, len(x)))
-    frames = np.array([row.frame for row in rows if row is not None])
-    new_world, flat = x[first:], np.empty_like(x[first:])
-    for number in np.unique(frames):
-        parameters = index.parameters(int(number))
-        here = frames == number
-        flat[here] = new_world[here] if parameters is None else decoded_in(parameters, new_world[here])
-    result |= {
-        "windows": len(windows),
-        "largest_fit_loss": max((window.fit_loss for window in windows), default=None),
-        "detected_at": [event.rows_seen for event in events if isinstance(event, DriftDetected)],
-        "frames_opened": [event.to_fields() for event in events if isinstance(event, FrameOpened)],
-        "finished": [event.to_fields() for event in events if isinstance(event, ReencodeFinished)],
-        "declined": [event.to_fields() for event in events if isinstance(event, ReencodeDeclined)],
-        "flat4_old_frame": flat_recall(decoded_in(old, new_world), new_world, q[:asked]),
-        "flat4_now": flat_recall(flat, new_world, q[:asked]),
+    slab = codes_before / (index.stats().slots / SLAB)
+    kinds = ReencodeStarted | ReencodeFinished | ReencodeDeclined
+    told = [event for event in index.take_events() if isinstance(event, kinds)]
+    p99 = {name: float(np.quantile(asker.seconds, 0.99)) for name, asker in askers.items()}
+    return {
+        "rows": len(base),
+        "took_s": round(took, 2),
+        "processor_s": round(used, 2),
+        "share": round(used / took, 4),
+        "share_allowed": round(float(np.mean(shares)), 4),
+        "searches": {name: asker.searches for name, asker in askers.items()},
+        "wrong": {name: dict(asker.wrong) for name, asker in askers.items()},
+        "latency": {name: milliseconds(asker.seconds) for name, asker in askers.items()},
+        "p999_ms": {name: round(1e3 * float(np.quantile(a.seconds, 0.999)), 2) for name, a in askers.items()},
+        "p99_ratio": round(p99["during"] / p99["before"], 3),
+        "recall": {name: {"rescored": both[0], "codes": both[1]} for name, both in recalls.items()},
+        "slab_bytes": round(slab),
+        "extra_code_slabs": round((codes_most - codes_before) / slab, 2),
+        "extra_anonymous_bytes": anonymous_most - anonymous_before,
+        "events": [{"event": event.name, **event.to_fields()} for event in told],
+        "frames": [asdict(frame) for frame in index.stats().frames],
     }
-    table = Table(title=f"{Path(base).name}: {len(x):,} rows", show_header=False)
-    for name, value in result.items():
-        table.add_row(name, json.dumps(value, default=str))
-    Console().print(table)
-    if json_file is not None:
-        json_file.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def reencode_until_killed(directory: str, flags: Any, pipe: Connection) -> None:
+    """In the child: restore, go on (or begin), search and commit meanwhile; tells how many slabs have moved
+    and how many were to."""
+    base, queries = loaded(flags)
+    budget = Budget(flags.budget, flags.floor)
+    with SnapshotStore.open(directory, dim=base.shape[1], metric="l2") as store:
+        index = restored(store)
+        if not index.stats().reencoding:
+            index.reencode(now=True)
+        Asker(index, base, queries).start()
+        committed = time.monotonic()
+        while keep_up(index, budget):
+            at = index.reencode_progress()
+            if at.state == "moving":
+                pipe.send((at.slabs_done, at.slabs))
+            if time.monotonic() - committed > COMMIT_S:
+                store.commit(index.cut(store.known()), {})
+                committed = time.monotonic()
+        pipe.send(None)
+        threading.Event().wait()
+
+
+def restored(store: SnapshotStore) -> OnlineIndex:
+    snapshot = store.newest()
+    assert snapshot is not None, "the stale index was committed"
+    return OnlineIndex.restore(snapshot.cut, store.open_raw(), DEAF)
+
+
+def killed(directory: str, base: Vectors, flags: Any) -> dict[str, Any]:
+    """Kill it again and again, when a random part of what was left has moved; then let it finish."""
+    draw = np.random.default_rng(flags.seed)
+    killed_at: list[str] = []
+    for _ in range(flags.kills):
+        ours, theirs = SPAWN.Pipe()
+        child = SPAWN.Process(target=reencode_until_killed, args=(directory, flags, theirs))
+        child.start()
+        part = draw.uniform(0.1, 0.7)
+        while (moved := ours.recv()) is not None and moved[0] < part * moved[1]:
+            pass
+        child.kill()
+        child.join()
+        killed_at.append("the end" if moved is None else f"{moved[0]} of {moved[1]} slabs")
+    with SnapshotStore.open(directory, dim=base.shape[1], metric="l2") as store:
+        index = restored(store)
+        going_on = index.stats().reencoding
+        while index.maintain(1.0):
+            pass
+        told = index.take_events()
+        started = [event.slabs for event in told if isinstance(event, ReencodeStarted)]
+        index.check()  # raises CorruptIndex
+        held = index.get(np.arange(len(base)))
+        same = [row is not None and np.array_equal(row.vector, x) for row, x in zip(held, base, strict=True)]
+        return {
+            "killed_at": killed_at,
+            "was_under_way": going_on,
+            "left_to_move": started,
+            "finished": any(isinstance(event, ReencodeFinished) for event in told),
+            "frames": [asdict(frame) for frame in index.stats().frames],
+            "live": len(index),
+            "missing_or_other": same.count(False),
+            "check": "passed",
+        }
+
+
+def loaded(flags: Any) -> tuple[Vectors, Vectors]:
+    return load_vectors(flags.base, flags.limit), load_vectors(flags.queries)
+
+
+def main() -> None:
+    flags = parser(__doc__)
+    flags.set_defaults(queries=f"{DEMO}:base")  # the 40 questions are few to search at full load
+    flags.add_argument("--budget", type=float, default=0.25, help="share of one core (default: %(default)s)")
+    flags.add_argument("--floor", type=float, default=0.05, help="under any load (default: %(default)s)")
+    flags.add_argument("--seconds", type=float, default=10.0, metavar="S",
+                       help="of searching before and after (default: %(default)s)")  # fmt: skip
+    flags.add_argument("--threads", type=int, default=2, help="that build the index (default: %(default)s)")
+    flags.add_argument("--kills", type=int, default=3, metavar="N", help="how often (default: %(default)s)")
+    flags.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
+    options = flags.parse_args()
+    base, queries = loaded(options)
+    with tempfile.TemporaryDirectory(prefix="driftline-benchmark-") as directory:
+        with SnapshotStore.open(directory, dim=base.shape[1], metric="l2") as store:
+            index = stale(base, store, options.threads)
+            store.commit(index.cut(), {})
+            figures = unnoticed(index, base, queries, options)
+            del index
+        if options.kills:
+            figures["killed"] = killed(directory, base, options)
+    show_all(figures, options)
+
+
+def show_all(figures: dict[str, Any], options: argparse.Namespace) -> None:
+    latency, recalls = figures["latency"], figures["recall"]
+    took, processor = figures["took_s"], figures["processor_s"]
+    rows: list[list[object]] = [
+        ["re-encoded", f"{figures['rows']:,} rows in {took} s, {processor} s of processor"],
+        ["searches before, during, after", ", ".join(f"{n:,}" for n in figures["searches"].values())],
+        ["failed or wrong", sum(sum(wrong.values()) for wrong in figures["wrong"].values())],
+        *(
+            [f"ms {when}", ", ".join(f"{name.removesuffix('_ms')} {value:.2f}" for name, value in ms.items())]
+            for when, ms in latency.items()
+        ),
+        ["p99 during / before", figures["p99_ratio"]],
+        *([f"recall@{K} {when}", str(both)] for when, both in recalls.items()),
+        ["a slab's codes", f"{figures['slab_bytes']:,} bytes"],
+        ["extra code blocks", figures["extra_code_slabs"]],
+        ["extra anonymous memory", f"{figures['extra_anonymous_bytes']:,} bytes"],
+        *([event["event"], str(event)] for event in figures["events"]),
+        *([f"killed: {name}", str(value)] for name, value in figures.get("killed", {}).items()),
+    ]  # fmt: skip
+    report("Re-encoding under load", ["what", "figure"], rows, figures, options)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()

@@ -327,9 +327,9 @@ class DriftMonitor:
         """
         return self._recent.fit(self._waiting())
 
-    def recent(self) -> Vectors:
-        """Some of the newest rows, oldest first, float32 [n, dim]."""
-        return self._recent.rows(self._waiting())
+    def recent(self, most: int | None = None) -> Vectors:
+        """Some of the newest rows, oldest first, float32 [n, dim]; at most `most` of them, evenly."""
+        return self._recent.rows(self._waiting(), most)
 
     def excess(self) -> float:
         """By what share a fit of the older half of the newest rows codes the newer worse than its own."""

@@ -36,6 +36,7 @@ FEWEST_ROWS = 1_000  # that the first code is fitted to, unless `compress_after`
 MOST_ROWS = 16_000  # held as floats: a stream that has not settled by then is one that the monitor is for
 EXCESS = 0.02  # of squared error over the best fit, that the first code may have
 BY_HAND = 1.02  # least gain of what is asked for now; less is within the error of a sample
+JUDGED = 512  # of the newest rows, by which frames are compared: fewer bytes than the codes of two slabs
 AS_GOOD = 1.05  # a frame that is alive is used again if a new one would not beat it by more
 
 Vectors = NDArray[np.float32]
@@ -118,8 +119,8 @@ class Follower:
             self._emit(ReencodeResumed(*_moved(self.progress)))
 
     def cancel(self) -> None:
-        self._asked = None
         self._cancelled = self.waiting
+        self._asked = None
         self._paused = False
 
     @property
@@ -160,13 +161,13 @@ class Follower:
                 self._use(self._frames.open(self._coming), "drift", self._gain)
                 self._coming = None
         elif self._asked is not None:
-            least = self._asked
+            least, self._drifted = self._asked, False
             if not self._follow(write, "asked for by hand", least):
                 self._reencoder.start("asked for by hand", min_gain=least)
-            self._drifted, self._asked = False, None
+            self._asked = None  # after it: who looks meanwhile must find something under way
         elif self._drifted and (self._paused or not self._reencoder.waiting):
+            self._drifted = False  # before it: a writer may find the next one meanwhile
             self._follow(write, "drift", self._min_gain)
-            self._drifted = False
         elif self._held_back and not self._due and decide(True, self._lost) is Action.REENCODE:
             self._move(self._held_back, None)
         if self._reencoder.waiting and not self._paused:
@@ -193,7 +194,7 @@ class Follower:
         """Find the best parameters for what comes in now: those of a frame that is alive, or new ones. True
         if they gain `least`; then slabs are to move."""
         with self._lock:
-            fitted, recent = self._monitor.fit(), self._monitor.recent()
+            fitted, recent = self._monitor.fit(), self._monitor.recent(JUDGED)
         alive = {frame: expected_gain(now, parameters, recent) for frame, parameters in self._frames.tiles}
         best = max(alive, key=alive.__getitem__)
         gain = expected_gain(now, fitted, recent)

@@ -135,9 +135,11 @@ class Recent:
         counts = sum(bin_counts(bare.encode(some)) for some in spans(parts))
         return replace(bare, counts=counts, rows=rows)
 
-    def rows(self, pending: Vectors) -> Vectors:
-        """The kept rows and `pending`, oldest first."""
-        return np.concatenate(self._parts(pending))
+    def rows(self, pending: Vectors, most: int | None = None) -> Vectors:
+        """The kept rows and `pending`, oldest first; at most `most` of them, evenly."""
+        parts = self._parts(pending)
+        stride = 1 if most is None else max(1, -(-sum(map(len, parts)) // most))
+        return np.concatenate(_strided(parts, stride))
 
     def _parts(self, pending: Vectors) -> list[Vectors]:
         return [*(part for chunk in self._sample for part in chunk), pending]

@@ -209,8 +209,7 @@ class Reencoder:
             if self._surveyed + 1 == self._end:
                 self._decide()
             self._surveyed += 1  # after it: who looks meanwhile must not find nothing under way
-        elif self._done < self._total:
-            self._move(self._moves[self._done])
+        elif self._done < self._total and self._move(self._moves[self._done]):
             self._done += 1
             if self._done == self._total:
                 self._finish()
@@ -296,11 +295,13 @@ class Reencoder:
 
     # ---- moving
 
-    def _move(self, move: Move) -> None:
+    def _move(self, move: Move) -> bool:
+        """False while a search may still read what the last move replaced: it waits, for memory's sake."""
         if move.slab >= self._core.slabs:
-            return
+            return True
         rows, lanes = self._core.slab_rows(move.slab)
-        self._core.reencode(move.slab, move.to.lane)
+        if not self._core.reencode(move.slab, move.to.lane):
+            return False
         self._rows += len(rows)
         if self._read is not None and len(rows):
             own, errors = self._errors(rows, lanes, [move.to.lane])
@@ -309,6 +310,7 @@ class Reencoder:
         done = self._done + 1
         if done * PROGRESS_STEPS // self._total > self._done * PROGRESS_STEPS // self._total:
             self._emit(ReencodeProgress(slabs_done=done, slabs=self._total, rows_done=self._rows))
+        return True
 
     def _finish(self) -> None:
         self._emit(

@@ -159,9 +159,16 @@ class Core:
         checked(lib.dl_frame_counts(self._ix, frame, ffi.NULL, rows))
         return rows[0]
 
-    def reencode(self, slab: int, frame: int) -> None:
-        """Encode a slab anew in `frame` from its raw vectors and publish it; searches go on."""
-        checked(lib.dl_reencode(self._ix, slab, frame))
+    def reencode(self, slab: int, frame: int) -> bool:
+        """Encode a slab anew in `frame` from its raw vectors and publish it; searches go on.
+
+        False, and nothing is done, while one of them may still read the codes that the last call replaced.
+        """
+        code = lib.dl_reencode(self._ix, slab, frame)
+        if code == lib.DL_EBUSY:
+            return False
+        checked(code)
+        return True
 
     # ---- writing
 

@@ -48,7 +48,7 @@ enum {
     DL_EINVAL = -2,   /* an argument is out of its range */
     DL_ECORRUPT = -3, /* serialised bytes, or an invariant, are wrong */
     DL_EFULL = -4,    /* no slot or frame is left */
-    DL_EBUSY = -5     /* still in use: a frame with rows, a segment with rows */
+    DL_EBUSY = -5     /* still in use: a frame with rows, a segment with rows, a block that was replaced */
 };
 
 enum { DL_L2 = 0, DL_IP = 1, DL_COSINE = 2 };
@@ -146,7 +146,9 @@ int dl_frame_open(dl_index *ix, uint32_t frame, const dl_tile *tile); /* tile NU
 int dl_frame_close(dl_index *ix, uint32_t frame);
 int dl_frame_write(dl_index *ix, uint32_t frame); /* new vectors use it from now on; never floats after tiles */
 int dl_frame_counts(dl_index *ix, uint32_t frame, int64_t *counts, uint64_t *rows); /* live codes [dim * 16], or NULL */
-int dl_reencode(dl_index *ix, uint32_t slab, uint32_t frame); /* to a tile frame, once new vectors use one */
+/* To a tile frame, once new vectors use one. DL_EBUSY while a search may still read a block that was replaced before: so there is
+ * never more than one too many. */
+int dl_reencode(dl_index *ix, uint32_t slab, uint32_t frame);
 
 /* ---- writing: key i is keys[key_offsets[i] .. key_offsets[i + 1]); payloads likewise, or NULL ---- */
 int dl_unchanged(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, const uint8_t *payloads,

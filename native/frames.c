@@ -217,11 +217,24 @@ static void reencode(dl_index *ix, reader *r, uint32_t number, uint32_t id, bloc
     leave_structure(ix);
 }
 
+static bool block_waits(dl_index *ix)
+{
+    bool waits = false;
+    take_structure(ix);
+    retired_sweep(ix);
+    for (const retired *item = ix->retired; item && !waits; item = item->next)
+        waits = item->what == RETIRED_BLOCK;
+    leave_structure(ix);
+    return waits;
+}
+
 /* The caller does not close frame `id` meanwhile. */
 int dl_reencode(dl_index *ix, uint32_t number, uint32_t id)
 {
     if (id >= DL_FRAMES || !frame_of(ix, id) || frame_of(ix, id)->is_float || frame_of(ix, ix->write_frame)->is_float)
         return DL_EINVAL;
+    if (block_waits(ix))
+        return DL_EBUSY;
     size_t dim = ix->config.dim;
     copying *c = dl_zalloc(sizeof *c + dim * 2 * sizeof(float) + ix->padded);
     block *to = c ? block_new(ix, false) : NULL;

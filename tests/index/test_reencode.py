@@ -18,6 +18,7 @@ from driftline.index.events import (
     ReencodeResumed,
     ReencodeStarted,
 )
+from driftline.index.packing import message, message_of
 from driftline.index.raw import MemoryRawVectors
 from driftline.index.reencode import mixture
 from driftline.index.tile import TileParameters
@@ -260,6 +261,19 @@ def test_a_cut_keeps_what_was_wanted_by_hand(stale: OnlineIndex, hand: str):
     other.check()
     if hand == "pause":
         assert [frame.rows for frame in other.stats().frames] == [ROWS]
+
+
+def test_a_cut_of_before_such_things_were_said(stale: OnlineIndex):
+    """Nothing is known of what was under way: all slabs are surveyed, and nothing is wanted by hand."""
+    cut = stale.cut()
+    state = message_of("index", cut.state)
+    for name in ("reencode", "paused", "asked", "coming", "gain"):
+        del state["follower"][name]
+    other = restored(stale, Cut(cut.chunks, message("index", state), cut.segments, cut.live))
+    assert other.reencode_progress().state == "survey"
+    settle(other)
+    assert [frame.rows for frame in other.stats().frames] == [ROWS]
+    assert not other.take_events()
 
 
 def making_room() -> OnlineIndex:

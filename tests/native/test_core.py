@@ -292,6 +292,29 @@ def test_identical_vectors_do_not_catch_walks_after_churn():
     assert recall(core, q, 10, 64, 64) > 0.97
 
 
+def test_one_block_too_many_at_most():
+    """While a search may still read the codes that were replaced, no more are: it is done once that has
+    ended."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(3000, 24)).astype(np.float32)
+    core = core_of(x, m=4, ef_construction=20, tile=tile_of(x))
+    core.upsert(keys_of(range(3000)), [b""] * 3000, x, np.arange(3000, dtype=np.uint64))
+    codes = core.usage().codes
+    reader = threading.Thread(
+        target=core.exact, args=(np.tile(x, (10, 1)), 10)
+    )  # one search, as long as it takes
+    reader.start()
+    refused = 0
+    while reader.is_alive() and refused < 3:
+        refused += not core.reencode(refused % core.slabs, 1)
+        assert core.usage().codes <= codes * (core.slabs + 1) / core.slabs
+    reader.join()
+    assert refused == 3
+    assert core.reencode(0, 1)
+    assert core.usage().codes == codes
+    core.check(codes=True)
+
+
 def test_searches_see_each_key_once_while_it_is_replaced():
     """Beside a writer that replaces, re-encodes and repairs, each search finds every live key exactly
     once."""
