@@ -150,6 +150,8 @@ def delays(
     told: list[Told] = []
     for detector in ("driftline, alarms", *peers):
         trials = options.trials if detector.startswith("driftline") else options.peer_trials
+        if not trials:
+            continue
         late: list[int] = []
         kinds: list[str] = []
         false, before = [], []

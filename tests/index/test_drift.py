@@ -212,7 +212,7 @@ def test_every_dimension_is_told() -> None:
         np.testing.assert_allclose(np.frombuffer(b64decode(packed), "<f2"), values, rtol=1e-3, atol=1e-6)
     assert (found[0].scores, found[0].reference_rows) == ("", 0)
     unbinned = [wasserstein_distance(rows[:8_000, d], rows[8_000:, d]) for d in range(8)]
-    np.testing.assert_allclose(known.wassersteins, unbinned, atol=0.03)
+    np.testing.assert_allclose(known.wassersteins, unbinned, atol=0.02)
     assert known.shifts[2] == pytest.approx(0.3, abs=0.05)
     assert known.psis.argmax() == known.jensen_shannons.argmax() == 2
 
@@ -279,6 +279,14 @@ def test_bursts_are_not_drift() -> None:
     assert not [event for event in found if isinstance(event, DriftDetected)]
     tested = [event for event in found if isinstance(event, DriftWindow) and event.reference_rows]
     assert np.median([window.inflation for window in tested]) > 5
+
+
+def test_long_bursts_move_all_dimensions_at_once() -> None:
+    """The stated rate holds in bursts of many dimensions too, of which the features alone call 9 of 46
+    windows different."""
+    tested = [window for window in windows(bursts(50_000, 128, seed=2)) if window.reference_rows]
+    assert len(tested) > 40
+    assert sum(window.p_value < 0.01 for window in tested) <= 2
 
 
 def test_independent_rows_are_not_inflated() -> None:
@@ -368,13 +376,14 @@ def test_restart(at: int) -> None:
     rows = gaussian(6_000, 5)
     rows[3_000:] = rows[3_000:] * 1.5 + 1
     frame = TileParameters.fit(np.zeros(5), np.ones(5), rotation_seed=SEED)
-    chosen = DriftSettings(window_rows=300)
+    chosen = DriftSettings(window_rows=300, window_seconds=10)
     monitor = DriftMonitor(5, chosen, rotation_seed=SEED)
-    monitor.update(rows[:at], frame)
+    monitor.update(rows[:at], frame, now_ms=0)
     stored = msgpack.packb(monitor.state())
     restored = DriftMonitor.from_state(msgpack.unpackb(stored), chosen)
     assert msgpack.packb(restored.state()) == stored
-    assert restored.update(rows[at:], frame) == monitor.update(rows[at:], frame)
+    found, wanted = (each.update(rows[at:], frame, now_ms=20_000) for each in (restored, monitor))
+    assert found == wanted
     assert msgpack.packb(restored.state()) == msgpack.packb(monitor.state())
     assert restored.fit().to_bytes() == monitor.fit().to_bytes()
 
