@@ -40,8 +40,8 @@ class CanarySettings:
     k: int = 10
     """Nearest that are asked for."""
     budget: float = 0.04
-    """Share of one core that the checks may take, at most 1; 0: no checks. What surrounds them is a hundredth
-    of that."""
+    """Share of one core that the checks may take, at most 1; 0: no checks. What surrounds them is less
+    than a hundredth of that."""
     every_seconds: float = 60.0
     """Windows begin at least so far apart: those of a small index would come several a second."""
 
