@@ -8,6 +8,8 @@
  *   - A distance is left early where the signs say that it is too far (walk.c; the estimate is that of RaBitQ, arXiv 2405.12497).
  *   - A search among few allowed slots scans them; where all that is near is forbidden, it keeps to the allowed (walk.c).
  *   - A full list takes a new edge in place of one that it overshadows, instead of choosing anew among all (link.c).
+ *   - Of rows with the same code one stands for all when neighbours are chosen, so that the others' lists lead elsewhere (link.c);
+ *     the others hang below it in the tree.
  *   - Deletes are real. A deleted node is invisible at once; after every search that could hold it has ended its
  *     in-neighbours are joined through its neighbourhood (FreshDiskANN, arXiv 2105.09613, section 4.2; done slab by
  *     slab) and its slot is used again.

@@ -216,7 +216,8 @@ int walk_allowed(dl_index *ix, reader *r, uint32_t start, uint32_t few, uint32_t
     uint32_t most = few <= POOL_MOST && ef > POOL_MOST ? POOL_MOST : ef;
     uint32_t wide = few <= POOL_MOST && 2 * most > POOL_MOST ? POOL_MOST : 2 * most;
     bool learnt = reach.ratio > 1 && reach.most <= POOL_MOST;
-    extent afar = learnt ? (extent){reach.k, reach.least, reach.most, powf(reach.ratio, AFAR)} : fixed_extent(wide);
+    extent afar = learnt ? reach : fixed_extent(wide);
+    afar.ratio = powf(afar.ratio, AFAR);
     bool across = false;
     r->candidates.size = r->results.size = r->pool_size = r->cursor = 0;
     r->reach = fixed_extent(few);

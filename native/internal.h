@@ -141,16 +141,17 @@ typedef struct {
 enum { POOL_MOST = 1024 }; /* entries that a walk keeps sorted; a wider one keeps heaps */
 
 /* How far a walk goes. It keeps the `most` nearest and ends where the next one is farther than `ratio` times the k-th of them, though
- * not before the `least` nearest are walked from. */
+ * not before the `least` nearest are walked from. With `once` it keeps one row of those that are alike, unless it keeps heaps. */
 typedef struct {
     uint32_t k, least, most;
     float ratio;
+    bool once;
 } extent;
 
 /* As Malkov & Yashunin do: all of the `ef` nearest are walked from. */
 static inline extent fixed_extent(uint32_t ef)
 {
-    return (extent){ef, ef, ef, 1};
+    return (extent){ef, ef, ef, 1, false};
 }
 
 /* One thread's memory, for a search or an insertion. Kept on a list that only grows, claimed by compare-and-swap. */
@@ -366,6 +367,19 @@ static inline head *block_head(const dl_index *ix, const block *b, uint32_t i)
     return (head *)(void *)(b->rows + (size_t)i * (b->is_float ? ix->float_bytes : ix->row_bytes));
 }
 
+/* Whether two rows have the same code. */
+static inline bool alike(const dl_index *ix, uint32_t one, uint32_t other)
+{
+    bool is_float, other_is_float;
+    const head *a = (const head *)(const void *)row_of(ix, one, &is_float);
+    const head *b = (const head *)(const void *)row_of(ix, other, &other_is_float);
+    if (is_float || other_is_float)
+        return is_float && other_is_float && !memcmp(a + 1, b + 1, ix->config.dim * sizeof(float));
+    return a->fine_norm == b->fine_norm && a->frame == b->frame &&
+           !memcmp(a + 1, b + 1, ix->padded / 8 * ix->config.route_bits) &&
+           !memcmp(rest_of(ix, a, one), rest_of(ix, b, other), ix->rest_bytes);
+}
+
 enum { LINE = 64 }; /* bytes of a cache line */
 
 static inline void fetch_row(const void *row, size_t bytes)
@@ -518,6 +532,14 @@ float coarse_distance(const dl_index *ix, probe *p, uint32_t slot);
 float fine_distance(const dl_index *ix, probe *p, uint32_t slot);
 float distance_float(const dl_index *ix, probe *p, const float *row);
 float distance_raw(const dl_index *ix, const float *query, const float *row);
+
+/* Of a walk for neighbours: one of many identical rows stands for all, or no other would be found near them. */
+static inline extent linking_extent(const dl_index *ix)
+{
+    extent reach = fixed_extent(ix->config.ef_construction);
+    reach.once = true;
+    return reach;
+}
 
 /* walk.c, filtered.c, refine.c, heaps.c */
 int walk(dl_index *ix, reader *r, uint32_t start, uint32_t level, extent reach, uint64_t now, const allowed *only);

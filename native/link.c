@@ -8,8 +8,8 @@
 #define RELAXED 1.1f
 
 /* Keep those that are nearer to the owner than to any one kept before them, or hardly farther; the first `settled` are kept
- * whatever they are near to. `list` is ascending behind the settled ones; it is overwritten with the choice, whose size is
- * returned. */
+ * whatever they are near to. Of rows that are alike no more than one is added: a list full of them leads nowhere else. `list` is
+ * ascending behind the settled ones; it is overwritten with the choice, whose size is returned. */
 uint32_t choose(dl_index *ix, reader *r, near *list, uint32_t count, uint32_t settled, uint32_t limit)
 {
     uint32_t kept = 0;
@@ -18,7 +18,8 @@ uint32_t choose(dl_index *ix, reader *r, near *list, uint32_t count, uint32_t se
         near item = list[i];
         bool stays = true;
         for (uint32_t j = 0; i >= settled && stays && j < kept; j++)
-            stays = relaxed * coarse_distance(ix, &r->kept[j], item.slot) >= item.distance;
+            stays = relaxed * coarse_distance(ix, &r->kept[j], item.slot) >= item.distance &&
+                    !(list[j].distance == item.distance && alike(ix, list[j].slot, item.slot));
         if (!stays)
             continue;
         if (kept + 1 < limit)
@@ -38,8 +39,8 @@ bool has_link(const dl_index *ix, uint32_t from, uint32_t to, uint32_t level)
     return false;
 }
 
-/* A full list takes `to` in place of one edge: not at all if a neighbour lies between; else for the farthest edge that `to` now lies
- * between, or the farthest of all. That is the heuristic's choice for the new edge alone, at a fifth of what choosing anew among
+/* A full list takes `to` in place of one edge: not at all if a neighbour lies between or is alike; else for the farthest edge that
+ * `to` now lies between, or the farthest of all. That is the heuristic's choice for the new edge alone, at a fifth of what choosing anew among
  * all of them costs, and the list stays full. r->query holds `to`. */
 static void replace_link(dl_index *ix, reader *r, _Atomic uint32_t *links, uint32_t cap, uint32_t from, near to)
 {
@@ -50,10 +51,11 @@ static void replace_link(dl_index *ix, reader *r, _Atomic uint32_t *links, uint3
     for (uint32_t i = 0; link_at(links, cap, i, &slot); i++)
         fetch_row(head_of(ix, slot), ix->row_bytes);
     probe_slot(ix, owner, from, r->codes);
+    float apart = coarse_distance(ix, owner, to.slot); /* as `own` is measured, where `to.distance` was from the other end */
     for (uint32_t i = 0; link_at(links, cap, i, &slot); i++) {
         own[i] = coarse_distance(ix, owner, slot);
         cross[i] = coarse_distance(ix, &r->query, slot);
-        if (own[i] < to.distance && cross[i] < to.distance)
+        if ((own[i] < to.distance && cross[i] < to.distance) || (own[i] == apart && alike(ix, slot, to.slot)))
             return;
     }
     for (uint32_t i = 0; i < cap; i++) {
@@ -128,7 +130,7 @@ int insert_node(dl_index *ix, reader *r, uint32_t slot, bool alone)
     near *nearest = NULL;
     int code = reader_links(ix, r);
     for (uint32_t l = lowest; code == DL_OK; l--) {
-        code = walk(ix, r, at, l, fixed_extent(ix->config.ef_construction), EVERYTHING, NULL);
+        code = walk(ix, r, at, l, linking_extent(ix), EVERYTHING, NULL);
         if (code == DL_OK)
             code = found(r, 0, &count);
         if (code == DL_OK)

@@ -141,8 +141,8 @@ static extent reach_of(const dl_index *ix, uint32_t k, uint32_t ef)
     float growth = atomic_load(&ix->growth);
     uint32_t most = WIDEST * ef < POOL_MOST ? WIDEST * ef : ef < POOL_MOST ? POOL_MOST : ef;
     if (k >= ef || !(growth > 0))
-        return (extent){ef, ef, most, 1};
-    return (extent){k, k > ef / 2 ? k : ef / 2, most, powf((float)ef / (float)k, growth)};
+        return (extent){ef, ef, most, 1, false};
+    return (extent){k, k > ef / 2 ? k : ef / 2, most, powf((float)ef / (float)k, growth), false};
 }
 
 /* The answer to r->query, into r->picked: routed by the first bits of the codes, refined by all, the best `rescore` measured on raw vectors. */

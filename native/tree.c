@@ -91,16 +91,35 @@ static bool adopt_at(dl_index *ix, reader *r, uint32_t child, uint32_t parent, b
     return good;
 }
 
-/* Give `child` a parent: the nearest candidate that links to it already, else the nearest that has room, else any node that has.
- * One exists: the tree is finite and its leaves have room. `loose`: a subtree hangs on the child, which a parent must not be
- * part of. */
+/* At the node or, where that is full, below it. The way down is drawn, so that the tree stays flat. */
+static bool adopt_below(dl_index *ix, reader *r, uint32_t child, uint32_t parent, bool loose)
+{
+    uint64_t draw = dl_mix(child);
+    while (!adopt_at(ix, r, child, parent, loose)) {
+        uint32_t children[2 * 128], count = 0, slot;
+        const _Atomic uint32_t *links = links_of(ix, parent, 0);
+        for (uint32_t i = 0; link_at(links, ix->links0, i, &slot); i++) {
+            children[count] = slot;
+            count += (get(links + i) & TREE) != 0;
+        }
+        if (!count)
+            return false;
+        parent = children[draw % count];
+        draw = dl_mix(draw);
+    }
+    return true;
+}
+
+/* Give `child` a parent: the nearest candidate that links to it already, else the nearest or, if it is full, one below it, else any
+ * node that has room. One exists: the tree is finite and its leaves have room. `loose`: a subtree hangs on the child, which a parent
+ * must not be part of. */
 void adopt(dl_index *ix, reader *r, uint32_t child, const near *candidates, uint32_t count, bool loose)
 {
     for (uint32_t i = 0; i < count; i++)
         if (has_link(ix, candidates[i].slot, child, 0) && adopt_at(ix, r, child, candidates[i].slot, loose))
             return;
     for (uint32_t i = 0; i < count; i++)
-        if (adopt_at(ix, r, child, candidates[i].slot, loose))
+        if (adopt_below(ix, r, child, candidates[i].slot, loose))
             return;
     uint32_t slots = atomic_load(&ix->slot_count);
     for (uint32_t i = 1; i < slots; i++)

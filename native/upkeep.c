@@ -128,7 +128,7 @@ static int search_candidates(dl_index *ix, reader *r, uint32_t slot, uint32_t le
         return DL_OK;
     near kept[2 * 256];
     memcpy(kept, r->picked, known * sizeof *kept);
-    int code = walk(ix, r, descend(ix, r, entry, level), level, fixed_extent(ix->config.ef_construction), EVERYTHING, NULL);
+    int code = walk(ix, r, descend(ix, r, entry, level), level, linking_extent(ix), EVERYTHING, NULL);
     if (code == DL_OK)
         code = found(r, 0, &met);
     if (code == DL_OK)

@@ -43,6 +43,15 @@ static inline float worst(const reader *r)
     return r->pool_size == e->most && r->pool[e->most - 1].distance < ratio ? r->pool[e->most - 1].distance : ratio;
 }
 
+/* Whether the first `count` of the best so far, which are no farther than the item, have one that it is alike to. */
+static inline bool stands(const dl_index *ix, const near *pool, uint32_t count, near item)
+{
+    while (count && pool[count - 1].distance == item.distance)
+        if (alike(ix, pool[--count].slot & ~EXPANDED, item.slot))
+            return true;
+    return false;
+}
+
 static inline void pool_insert(const dl_index *ix, reader *r, near item)
 {
     near *pool = r->pool;
@@ -53,7 +62,7 @@ static inline void pool_insert(const dl_index *ix, reader *r, near item)
     for (uint32_t i = 0; i < left; i++)
         nearer += pool[low + i].distance <= item.distance;
     low += nearer;
-    if (low == r->reach.most)
+    if (low == r->reach.most || (r->reach.once && stands(ix, pool, low, item)))
         return;
     r->pool_size += r->pool_size < r->reach.most;
     memmove(pool + low + 1, pool + low, (r->pool_size - 1 - low) * sizeof *pool);
