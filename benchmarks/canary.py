@@ -124,7 +124,9 @@ def main() -> None:
         "--ef", type=int, nargs="+", default=[16, 24, 32, 64, 128], help="(default: %(default)s)"
     )
     flags.add_argument("--live-ef", type=int, default=64, help="of the searches beside the canary")
-    flags.add_argument("--budget", type=float, default=0.05, help="share of a core (default: %(default)s)")
+    flags.add_argument(
+        "--budget", type=float, default=CanarySettings().budget, help="share of a core (default: %(default)s)"
+    )
     flags.add_argument("--rounds", type=int, default=6, help=f"of {ROUND_S:g} s, without and with the canary")
     flags.add_argument("--threads", type=int, default=1, help="that build the index")
     flags.add_argument("--seed", type=int, default=0, help="of the windows drawn")

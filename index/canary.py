@@ -39,8 +39,9 @@ class CanarySettings:
     """Queries of a window, 30 or more."""
     k: int = 10
     """Nearest that are asked for."""
-    budget: float = 0.05
-    """Share of one core that the checks may take, at most 1; 0: no checks."""
+    budget: float = 0.04
+    """Share of one core that the checks may take, at most 1; 0: no checks. What surrounds them is less
+    than a hundredth of that."""
     every_seconds: float = 60.0
     """Windows begin at least so far apart: those of a small index would come several a second."""
 

@@ -146,7 +146,7 @@ class Canary(Section):
     """Live queries of a window whose recall is measured."""
     k: Annotated[int, Field(ge=1, le=1000)] = 10
     """Nearest neighbours that recall is measured of."""
-    budget: Annotated[float, Field(ge=0, le=1)] = 0.05
+    budget: Annotated[float, Field(ge=0, le=1)] = 0.04
     """Share of one core that measuring recall may take. 0: it is not measured."""
     every_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
     """Windows begin at least so far apart."""

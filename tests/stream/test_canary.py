@@ -7,10 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from driftline.index.events import CanaryWindow, EfChanged, Event
+from driftline.index.hits import Witnessed
+from driftline.stream import canary
+from driftline.stream.canary import LiveCanary
 from driftline.stream.clients import FeedClient, SearchClient
+from driftline.stream.config import Settings
 from driftline.stream.log import open_log
 
-from .running import Place, eventually, gaussian, read_all
+from .running import DEADLINE_S, Place, eventually, gaussian, read_all
 
 DIM = 32
 ROWS = 3000
@@ -90,3 +95,85 @@ async def test_requests_with_a_filter_are_not_sampled(place: Place) -> None:
             exact = np.sort(((VECTORS - QUERIES[0]) ** 2).sum(axis=1))[:10]
             reply = await client.search(QUERIES[0], k=10, ef=ROWS, deadline_ms=60_000)
             assert [hit.distance for hit in reply.hits] == pytest.approx(exact, rel=1e-4)
+
+
+# ---- what follows from a window, without a service
+
+
+class Around:
+    """An index in which nothing is ever found, its shard and its log."""
+
+    def __init__(self, *, drifted: bool = False) -> None:
+        self.index, self.drifted = self, drifted
+        self.heard: list[bool | None] = []
+        self.events: list[Event] = []
+        self.told = asyncio.Event()
+
+    def witness(self, queries: np.ndarray, k: int, ef: int, *, rescore: bool, raw: bool) -> Witnessed:
+        best = np.zeros((len(queries), k), np.float32)
+        return Witnessed(best + 1, best, best if raw else None)
+
+    def heed(self, lost: bool | None) -> None:
+        self.heard.append(lost)
+        self.told.set()
+
+    async def beside(self, work: Any, *arguments: Any) -> Any:
+        return work(*arguments)
+
+    async def emit(self, events: list[Event]) -> None:
+        self.events += events
+
+    def warning(self, *_: object, **__: object) -> None:
+        raise AssertionError("the limit is far")
+
+
+async def first_heard(around: Around, *, queries: int, **search: Any) -> LiveCanary:
+    """A canary that has run until its index heard of it."""
+    settings = Settings.model_validate({"canary": {"sample": 30, "budget": 1}, "search": search})
+    live = LiveCanary(settings, around, around, around)  # pyright: ignore[reportArgumentType]
+    for _ in range(queries):
+        live.offer(np.zeros(4, np.float32))
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(live.run())
+        async with asyncio.timeout(DEADLINE_S):
+            await around.told.wait()
+        await asyncio.sleep(0)  # what was heard is told, too
+        running.cancel()
+    return live
+
+
+async def test_recall_lost_without_drift_widens() -> None:
+    """The index hears of it, and searches go wider."""
+    around = Around()
+    live = await first_heard(around, queries=30)
+    assert around.heard == [True]
+    assert live.ef == 96
+    assert [type(event) for event in around.events] == [CanaryWindow, EfChanged]
+
+
+async def test_recall_lost_under_drift_leaves_ef_alone() -> None:
+    """Encoding anew comes first."""
+    around = Around(drifted=True)
+    live = await first_heard(around, queries=30)
+    assert around.heard == [True]
+    assert live.ef == 64
+    assert [type(event) for event in around.events] == [CanaryWindow]
+
+
+async def test_without_a_target_it_only_measures() -> None:
+    """The index decides by drift alone, and ef stays."""
+    around = Around()
+    live = await first_heard(around, queries=30, recall_target=0)
+    assert around.heard == [None]
+    assert live.ef == 64
+    assert live.status is not None
+    assert live.status.recall == 0
+
+
+async def test_when_queries_end_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an hour without a batch (here: at once) the index hears that."""
+    monkeypatch.setattr(canary, "STALE_S", 0.0)
+    around = Around()
+    await first_heard(around, queries=29)
+    assert set(around.heard) == {None}
+    assert not around.events

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from driftline.errors import ConfigError
 from driftline.index.budget import Budget
+from driftline.index.canary import CanarySettings
 from driftline.index.drift import DriftSettings
 from driftline.stream.config import Settings, Sourced, describe, effective, load
 
@@ -125,9 +126,10 @@ def test_every_setting_is_described() -> None:
     assert all(describe().values())
 
 
-def test_drift_settings_are_those_of_the_index() -> None:
+def test_settings_of_the_index_are_its_own() -> None:
     """The same names and defaults, though written twice."""
     assert DriftSettings(**Settings().drift.model_dump()) == DriftSettings()
+    assert CanarySettings(**Settings().canary.model_dump()) == CanarySettings()
 
 
 def test_the_documentation_lists_every_setting() -> None:
