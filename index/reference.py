@@ -62,7 +62,8 @@ FAR = (
 )
 # well known; and of four to sixteen windows the scores alone can hardly say less than 1e-4
 CAUTION = 3.0  # times a tail of scores: they are a little skewed, and neighbours share theirs
-LEAST_UNREST, LEAST_SCORE, LEAST_SPREAD = 1e-9, 1e-3, 1e-3  # streams of constants divide by none
+LEAST_UNREST = 1.0  # that is usual: of independent rows; less where dimensions are dead or chunks are one
+LEAST_SCORE, LEAST_SPREAD = 1e-3, 1e-3  # streams of constants divide by none
 SPREAD_LEAST = 0.05  # of a row's feature: a dimension constant in the reference may move by a rare row
 
 

@@ -160,6 +160,16 @@ def test_one_window_is_an_alarm_only_if_it_is_of_one_kind() -> None:
     np.testing.assert_allclose(monitor.fit().mean, 1.0, atol=0.2)
 
 
+def test_dimensions_that_come_alive_are_found() -> None:
+    """A stream whose rows hardly differed begins to vary: that its chunks scatter more than they used to does
+    not hide it."""
+    rows = gaussian(12_000, 16)
+    rows[:8_000] *= 1e-4
+    rows[:, 0] = gaussian(12_000, 1, seed=1)[:, 0]
+    (alarm,) = alarms(rows)
+    assert (alarm.since_rows_seen, alarm.kind) == (8_000, "scale")
+
+
 def test_a_large_loss_is_an_alarm_at_once() -> None:
     """In a bursty stream three windows must differ, unless codes are far worse than they could be."""
     rows = bursts(14_000, 32, seed=4)
