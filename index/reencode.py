@@ -32,6 +32,7 @@ from .tile import TileParameters
 __all__ = ["Progress", "Reencoder", "mixture"]
 
 SAMPLE = 256  # rows of a slab that the survey codes: its gain is known to a few percent
+YIELD_S = 5e-5  # after 64 rows: calls into the core are too short for a waiting search to get the interpreter
 MEASURED = 4  # every so many rows that move are measured: measuring all took longer than moving them
 PROGRESS_STEPS = 10  # progress events of one re-encode
 
@@ -230,6 +231,7 @@ class Reencoder:
             rotated = tiles[0][1].rotated(self._read(rows[span]))  # frames share one rotation
             for frame, parameters in tiles:
                 errors[frame.lane][span] = parameters.row_errors(rotated, GAIN_BITS)
+            time.sleep(YIELD_S)
         own = np.zeros(len(rows))
         for lane, of_lane in errors.items():
             own = np.where(lanes == lane, of_lane, own)
