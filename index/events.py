@@ -164,7 +164,7 @@ class ReencodeFinished(Event):
     rows: int
     seconds: float
     predicted_gain: float | None
-    measured_gain: float | None  # error before / after over all rows that moved
+    measured_gain: float | None  # error before / after over a quarter of the rows that moved
 
 
 @dataclass(frozen=True, slots=True)

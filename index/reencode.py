@@ -32,6 +32,8 @@ from .tile import TileParameters
 __all__ = ["Progress", "Reencoder", "mixture"]
 
 SAMPLE = 256  # rows of a slab that the survey codes: its gain is known to a few percent
+YIELD_S = 5e-5  # after 64 rows: calls into the core are too short for a waiting search to get the interpreter
+MEASURED = 4  # every so many rows that move are measured: measuring all took longer than moving them
 PROGRESS_STEPS = 10  # progress events of one re-encode
 
 Vectors = NDArray[np.float32]
@@ -119,7 +121,7 @@ class Reencoder:
         self._reason = ""
         self._total = self._done = 0
         self._began = 0.0
-        self._before = self._after = 0.0  # squared error, summed over the rows moved
+        self._before = self._after = 0.0  # squared error, summed over the rows measured
         self._rows = 0
         self._expected: float | None = None
 
@@ -229,6 +231,7 @@ class Reencoder:
             rotated = tiles[0][1].rotated(self._read(rows[span]))  # frames share one rotation
             for frame, parameters in tiles:
                 errors[frame.lane][span] = parameters.row_errors(rotated, GAIN_BITS)
+            time.sleep(YIELD_S)
         own = np.zeros(len(rows))
         for lane, of_lane in errors.items():
             own = np.where(lanes == lane, of_lane, own)
@@ -304,7 +307,7 @@ class Reencoder:
             return False
         self._rows += len(rows)
         if self._read is not None and len(rows):
-            own, errors = self._errors(rows, lanes, [move.to.lane])
+            own, errors = self._errors(rows[::MEASURED], lanes[::MEASURED], [move.to.lane])
             self._before += float(own.sum())
             self._after += float(errors[move.to.lane].sum())
         done = self._done + 1
