@@ -163,15 +163,21 @@ def frame_chosen(parameters: TileParameters, rows: Vectors) -> EncoderChosen:
 
 def code_error(parameters: Parameters, rows: Vectors) -> CodeError:
     """Error of rows, float32 [n, dim], in units of their variance."""
-    codes = parameters.encode(rows)
-    variance = max(float(rows.var(axis=0, dtype=np.float64).sum()), LEAST)
+    moments = Moments(rows.shape[1])
+    moments.update(rows)
+    variance = max(float(moments.value()[1].sum()), LEAST)
     prefix = 4 if parameters.levels & (parameters.levels - 1) == 0 and parameters.levels >= 16 else 8
-    errors = [
-        float(np.square(rows - parameters.decode(codes, bits), dtype=np.float64).sum()) / len(rows) / variance
-        for bits in (8, prefix)
-    ]
+    errors = [_squared_error(parameters, rows, bits) / variance for bits in (8, prefix)]
     distribution, rotation = law_of(parameters)
     return CodeError(distribution=distribution, rotation=rotation, error=errors[0], error_4_bits=errors[1])
+
+
+def _squared_error(parameters: Parameters, rows: Vectors, bits: int) -> float:
+    """Mean over rows of |x - decode(encode(x))|^2."""
+    if isinstance(parameters, TileParameters):
+        return parameters.error(rows, bits)
+    decoded = parameters.decode(parameters.encode(rows), bits)
+    return float(np.square(rows - decoded, dtype=np.float64).sum()) / len(rows)
 
 
 def law_of(parameters: Parameters) -> tuple[str, str]:

@@ -185,7 +185,7 @@ class Follower:
             if self._compress_after is None and rows < MOST_ROWS and self._monitor.excess() > EXCESS:
                 self._look_at = 2 * rows
                 return
-            parameters, recent = self._monitor.fit(), self._monitor.recent()
+            parameters, recent = self._monitor.fit(), self._monitor.recent(JUDGED)
         if len(recent):
             self._emit(frame_chosen(parameters, recent))
         self._use(self._frames.open(parameters), "enough rows are known to fit a code", None)
