@@ -4,7 +4,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorruptIndex, InvalidInput
-from ..native import Answers, Core
+from ..native import Answers, Core, side_by_side
 from .bitset import Bitset
 from .budget import Budget
 from .cut import Chunk, Cut
@@ -26,16 +26,17 @@ from .hits import FrameRows, Hits, Row, Stats, Witnessed
 from .keys import Key, Keys
 from .packing import message, message_of
 from .payloads import Attribute, pack_items
-from .raw import MemoryRawVectors, RawVectors
+from .raw import MemoryRawVectors, RawVectors, RowIds, segments_of
 from .reencode import Progress, Reencoder
 from .tile import TileParameters
 
 __all__ = ["OnlineIndex"]
 
 Metric = Literal["l2", "ip", "cosine"]
-WRITE_ROWS = 256  # linked per call into the core: after so many, filters see them
+WRITE_ROWS = 256  # that each thread links per call into the core: after it, filters see them
 LARGEST = 1e18  # of a component: squares stay finite in float32
 MAX_K = 1 << 20
+EVENTS = 1000  # kept until they are taken
 
 Vectors = NDArray[np.float32]
 
@@ -98,7 +99,7 @@ class OnlineIndex:
         self._core = core
         self._frames = frames
         self._keys = keys
-        self._events: deque[Event] = deque()
+        self._events: deque[Event] = deque(maxlen=EVENTS)
         self._attached: set[int] = set()
         self._writing = threading.RLock()  # upserts, deletes, cuts: the statistics and the raw rows
         self._upkeep = threading.Lock()  # maintain: holds raw segments still while they are read
@@ -157,18 +158,13 @@ class OnlineIndex:
             if not len(x):
                 return 0
             rows = self._append(x)
-            for start in range(0, len(x), WRITE_ROWS):
-                span = slice(start, start + WRITE_ROWS)
-                part = encoded[span], payloads[span]
-                upsert = partial(
-                    self._core.upsert, *part, x[span], None if rows is None else rows[span], threads=threads
-                )
-                self._filtering.write(*part, upsert)
-            if self._raw is None or rows is None or self.metric == "cosine":
-                self._follower.observe(self._normalised(x), now_ms=now_ms)
+            link = partial(self._link, encoded, payloads, x, rows, threads)
+            observe = partial(self._observe, x, rows, now_ms)
+            if threads == 1:
+                link()
+                observe()
             else:
-                for stored in self._raw.views(rows):
-                    self._follower.observe(stored, stored=True, now_ms=now_ms)
+                side_by_side(link, observe)
             return len(x)
 
     def delete(self, keys: Sequence[Key] | NDArray[Any]) -> int:
@@ -176,14 +172,31 @@ class OnlineIndex:
         with self._writing:
             return self._core.delete(self._keys.encode(keys))
 
-    def _append(self, x: Vectors) -> NDArray[np.uint64] | None:
+    def _link(
+        self, keys: list[bytes], payloads: list[bytes], x: Vectors, rows: RowIds | None, threads: int
+    ) -> None:
+        count = WRITE_ROWS * threads
+        for start in range(0, len(x), count):
+            span = slice(start, start + count)
+            part = keys[span], payloads[span]
+            ids = None if rows is None else rows[span]
+            self._filtering.write(*part, partial(self._core.upsert, *part, x[span], ids, threads=threads))
+
+    def _observe(self, x: Vectors, rows: RowIds | None, now_ms: int | None) -> None:
+        if self._raw is None or rows is None or self.metric == "cosine":
+            self._follower.observe(self._normalised(x), now_ms=now_ms)
+        else:
+            for stored in self._raw.views(rows):
+                self._follower.observe(stored, stored=True, now_ms=now_ms)
+
+    def _append(self, x: Vectors) -> RowIds | None:
         if self._raw is None:
             return None
         rows = self._raw.append(x)
-        self._attach(np.unique(rows >> np.uint64(32)).tolist())
+        self._attach(segments_of(rows))
         return rows
 
-    def _attach(self, wanted: Sequence[int]) -> None:
+    def _attach(self, wanted: Iterable[int]) -> None:
         new = [segment for segment in wanted if segment not in self._attached]
         if new and self._raw is not None:
             segments = self._raw.segments()
@@ -213,7 +226,7 @@ class OnlineIndex:
             return x
         return (x / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)).astype(np.float32)
 
-    def _coded(self, rows: NDArray[np.uint64]) -> Vectors:
+    def _coded(self, rows: RowIds) -> Vectors:
         """Raw vectors as codes are made from them."""
         assert self._raw is not None, "only an index with raw vectors makes codes anew"
         return self._normalised(self._raw.read(rows))
@@ -432,11 +445,12 @@ class OnlineIndex:
     def _live_segments(self) -> frozenset[int]:
         segments: set[int] = set()
         for slab in range(self._core.slabs):
-            segments.update(np.unique(self._core.occupied_rows(slab) >> np.uint64(32)).tolist())
+            segments.update(segments_of(self._core.occupied_rows(slab)))
         return frozenset(segments)
 
     def take_events(self) -> list[Event]:
-        """What happened since the last call: drift windows, frames, re-encodes; in order."""
+        """What happened since the last call: drift windows, frames, re-encodes; in order. Of more than 1,000
+        the oldest are dropped."""
         events: list[Event] = []
         while self._events:
             events.append(self._events.popleft())

@@ -5,7 +5,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MemoryRawVectors", "RawVectors", "runs"]
+__all__ = ["MemoryRawVectors", "RawVectors", "RowIds", "runs", "segments_of"]
 
 Vectors = NDArray[np.float32]
 RowIds = NDArray[np.uint64]
@@ -19,6 +19,11 @@ def runs(rows: RowIds) -> list[tuple[int, slice]]:
     parts = [part for part in np.split(rows, ends) if len(part)]
     firsts = [(int(part[0]) >> 32, int(part[0]) & 0xFFFFFFFF, len(part)) for part in parts]
     return [(segment, slice(first, first + count)) for segment, first, count in firsts]
+
+
+def segments_of(rows: RowIds) -> set[int]:
+    """The segments that rows lie in. (numpy's unique takes a megabyte of memory when it is first called.)"""
+    return set((rows >> np.uint64(32)).tolist())
 
 
 class RawVectors(Protocol):
@@ -82,9 +87,9 @@ class MemoryRawVectors:
     def read(self, rows: RowIds) -> Vectors:
         out = np.empty((len(rows), self.dim), np.float32)
         segment_of = rows >> np.uint64(32)
-        for segment in np.unique(segment_of):
+        for segment in segments_of(rows):
             here = segment_of == segment
-            out[here] = self._segments[int(segment)][rows[here] & np.uint64(0xFFFFFFFF)]
+            out[here] = self._segments[segment][rows[here] & np.uint64(0xFFFFFFFF)]
         return out
 
     def views(self, rows: RowIds) -> list[Vectors]:

@@ -7,6 +7,7 @@ moments, holds for any distribution of the data.
 """
 
 import math
+import random
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -174,7 +175,8 @@ class Reencoder:
     def _sample_of(self, frame: Frame) -> NDArray[np.uint64]:
         """Row ids of some rows of a frame, from slabs all over the index."""
         found: list[NDArray[np.uint64]] = []
-        for slab in np.random.default_rng(0).permutation(self._core.slabs).tolist():
+        slabs = self._core.slabs
+        for slab in random.Random(0).sample(range(slabs), slabs):
             rows, lanes = self._core.slab_rows(slab)
             found.append(rows[lanes == frame.lane][: SAMPLE // 4])
             if sum(map(len, found)) >= SAMPLE:
@@ -223,7 +225,7 @@ class Reencoder:
     ) -> tuple[NDArray[np.float64], dict[int, NDArray[np.float64]]]:
         """Each row's error in its own frame (0 in floats), and in the tile frames of the lanes `wanted`."""
         assert self._read is not None, "without raw vectors nothing is measured"
-        needed = {*wanted, *np.unique(lanes).tolist()}
+        needed = {*wanted, *lanes.tolist()}
         tiles = [(frame, parameters) for frame, parameters in self._frames.tiles if frame.lane in needed]
         errors = {frame.lane: np.empty(len(rows)) for frame, _ in tiles}
         for start in range(0, len(rows), SPAN):

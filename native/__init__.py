@@ -13,6 +13,7 @@ from .functions import (
     tile_encode,
     unrotate,
 )
+from .threads import side_by_side
 
 __all__ = [
     "FRAMES",
@@ -29,6 +30,7 @@ __all__ = [
     "moments",
     "rotate",
     "row_errors",
+    "side_by_side",
     "tile_decode",
     "tile_encode",
     "unrotate",

@@ -1,9 +1,7 @@
 """Between numpy and C: contiguous arrays in, pointers out, codes turned into exceptions."""
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +9,8 @@ from numpy.typing import NDArray
 from ..errors import CorruptIndex, InvalidInput
 from ._core import ffi, lib
 
-__all__ = ["Packed", "checked", "floats", "pack", "pointer", "side_by_side"]
+__all__ = ["Packed", "checked", "floats", "pack", "pointer"]
 
-PARTS = 8  # of a call for each thread
-
-T = TypeVar("T")
 Packed = tuple[bytes, NDArray[np.uint64]]
 
 
@@ -50,19 +45,3 @@ def pack(items: Sequence[bytes]) -> Packed:
     offsets = np.zeros(len(items) + 1, np.uint64)
     np.cumsum(np.fromiter(map(len, items), np.uint64, len(items)), out=offsets[1:])
     return b"".join(items), offsets
-
-
-def parts(n: int, most: int) -> list[slice]:
-    """0..n in at most `most` spans of about one size; one empty span for n = 0."""
-    count = max(1, min(most, n))
-    ends = [n * i // count for i in range(count + 1)]
-    return [slice(begin, end) for begin, end in pairwise(ends)]
-
-
-def side_by_side(work: Callable[[slice], T], n: int, threads: int) -> list[T]:
-    """`work` on parts of 0..n, several for each thread, so that none waits long for the last; what it gave,
-    in order."""
-    if threads == 1 or n <= 1:
-        return [work(slice(0, n))]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(work, parts(n, threads * PARTS)))

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from ..errors import CorruptIndex, InvalidInput
 from ._core import ffi, lib
 from .answers import Answers, JoinedAnswers, PackedAnswers
-from .arrays import checked, floats, pack, pointer, side_by_side
+from .arrays import checked, floats, pack, pointer
+from .threads import in_parts, side_by_side
 
 __all__ = ["FRAMES", "SLAB", "Core", "Slab", "Tile", "Usage"]
 
@@ -201,16 +202,17 @@ class Core:
         vectors = floats(vectors, self.dim)
         slots = np.empty(len(keys), np.uint32)
 
-        def write(span: slice) -> None:
+        first = ffi.new("uint64_t *")  # that no thread has taken
+
+        def write() -> None:
             code = lib.dl_upsert(
-                self._ix, span.stop - span.start, _bytes(data), _offsets(offsets[span.start :]), _bytes(more),
-                _offsets(more_offsets[span.start :]), pointer("float[]", vectors[span]),
-                ffi.NULL if rows is None else pointer("uint64_t[]", rows[span]),
-                pointer("uint32_t[]", slots[span]),
+                self._ix, len(keys), _bytes(data), _offsets(offsets), _bytes(more), _offsets(more_offsets),
+                pointer("float[]", vectors), ffi.NULL if rows is None else pointer("uint64_t[]", rows),
+                pointer("uint32_t[]", slots), first,
             )  # fmt: skip
             checked(code)
 
-        side_by_side(write, len(keys), threads)
+        side_by_side(*[write] * threads)
         return slots
 
     def delete(self, keys: Sequence[bytes]) -> int:
@@ -264,7 +266,7 @@ class Core:
         queries = floats(queries, self.dim)
         if threads > 1:
             ask = partial(self.search, k=k, ef=ef, rescore=rescore, radius=radius, allowed=allowed)
-            return JoinedAnswers(side_by_side(lambda part: ask(queries[part]), len(queries), threads))
+            return JoinedAnswers(in_parts(lambda part: ask(queries[part]), len(queries), threads))
         hits, nq = self._hits(), len(queries)
         bits, words = _bits(allowed)
         query = ffi.from_buffer("float[]", queries)

@@ -322,9 +322,12 @@ bool all_directed(const dl_index *ix, const float *x, size_t n)
 }
 
 int dl_upsert(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, const uint8_t *payloads,
-              const uint64_t *payload_offsets, const float *vectors, const uint64_t *rows, uint32_t *slots)
+              const uint64_t *payload_offsets, const float *vectors, const uint64_t *rows, uint32_t *slots, uint64_t *next)
 {
     size_t dim = ix->config.dim;
+    uint64_t own = 0;
+    if (!next)
+        next = &own;
     if (!sizes_fit(n, key_offsets, payloads ? payload_offsets : NULL) || !all_finite(vectors, n * dim))
         return DL_EINVAL;
     share_structure(ix);
@@ -335,7 +338,7 @@ int dl_upsert(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_o
     reader *r = code == DL_OK ? reader_enter(ix, NULL) : NULL;
     if (code == DL_OK && !r)
         code = DL_ENOMEM;
-    for (size_t i = 0; code == DL_OK && i < n; i++) {
+    for (uint64_t i; code == DL_OK && (i = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < n;) {
         item new = {
             .key = keys + key_offsets[i],
             .key_size = key_offsets[i + 1] - key_offsets[i],

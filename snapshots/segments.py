@@ -37,14 +37,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorruptIndex, InvalidInput, SnapshotError
-from ..index.raw import runs
+from ..index.raw import RowIds, runs, segments_of
 from .checksum import CHECKSUM_BYTES, checksum
 from .environment import sync_directory
 
 __all__ = ["FileRawVectors", "segment_problem"]
 
 Vectors = NDArray[np.float32]
-RowIds = NDArray[np.uint64]
 
 MAGIC = b"DRFTRAW1"
 VERSION = 1
@@ -120,7 +119,7 @@ class FileRawVectors:
         out = np.empty((len(rows), self.dim), np.float32)
         segment_of = (rows >> np.uint64(32)).astype(np.int64)
         row_of = (rows & np.uint64(0xFFFFFFFF)).astype(np.int64)
-        for segment in np.unique(segment_of).tolist():
+        for segment in segments_of(rows):
             here = np.flatnonzero(segment_of == segment)
             wanted = row_of[here]
             stored = self._rows.get(segment)

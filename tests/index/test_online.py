@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from driftline import CorruptIndex, DriftSettings, InvalidInput, OnlineIndex
+from driftline.index import online
 from driftline.index.cut import Chunk, Cut
 from driftline.index.events import (
     DriftDetected,
@@ -208,6 +209,30 @@ def test_rows_are_floats_until_a_code_can_be_fitted():
     ]
     assert recall(index, gaussian(50, 1)) > 0.97
     assert recall(index, gaussian(50, 1), rescore=False) > 0.9
+
+
+def test_events_that_nobody_takes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(online, "EVENTS", 5)
+    index = OnlineIndex(DIM, drift=DriftSettings(window_rows=64))
+    index.upsert(np.arange(3000), gaussian(3000))
+    settle(index)
+    index.upsert(np.arange(3000), gaussian(3000, seed=2))
+    windows = [event.rows_seen for event in index.take_events() if isinstance(event, DriftWindow)]
+    assert windows == [5952 - 64 * ago for ago in range(4, -1, -1)]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_share_the_rows_and_drift_sees_each_once(threads: int) -> None:
+    x = gaussian(5120)
+    index = OnlineIndex(DIM, compress_after=1000, drift=DriftSettings(window_rows=256))
+    assert index.upsert(np.arange(5120), x, threads=threads) == 5120
+    index.check()
+    assert np.array_equal(np.stack([row.vector for row in index.get(np.arange(5120)) if row]), x)
+    settle(index)
+    assert index.upsert(np.arange(5120), x + 1, threads=threads) == 5120
+    told = [event.rows_seen for event in index.take_events() if isinstance(event, DriftWindow)]
+    assert told[-1] == 10240
+    assert np.all(np.diff(told) == 256)
 
 
 def test_compress_after_is_obeyed():

@@ -51,7 +51,7 @@ static void upsert(uint8_t key, uint8_t row)
 {
     uint64_t offsets[2] = {0, 1}, id = row;
     writes++;
-    must(dl_upsert(ix, 1, &key, offsets, NULL, NULL, rows + (size_t)row * DIM, &id, &slots[key]) == DL_OK, "upsert");
+    must(dl_upsert(ix, 1, &key, offsets, NULL, NULL, rows + (size_t)row * DIM, &id, &slots[key], NULL) == DL_OK, "upsert");
     model[key] = row;
 }
 

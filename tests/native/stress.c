@@ -201,7 +201,7 @@ static void upsert(writer *w, uint32_t n)
         ids[i] = first + i;
         note(w, keys[i], ids[i]);
     }
-    expect(dl_upsert(ix, n, (uint8_t *)keys, offsets, NULL, NULL, rows + first * DIM, ids, NULL) == DL_OK, "upsert");
+    expect(dl_upsert(ix, n, (uint8_t *)keys, offsets, NULL, NULL, rows + first * DIM, ids, NULL, NULL) == DL_OK, "upsert");
 }
 
 static void delete(writer *w, uint32_t n)
@@ -247,7 +247,7 @@ static void flood(writer *w, int deletes)
         if (deletes)
             expect(dl_delete(ix, BATCH, (uint8_t *)keys, offsets, &deleted) == DL_OK, "delete many");
         else
-            expect(dl_upsert(ix, BATCH, (uint8_t *)keys, offsets, NULL, NULL, rows + first * DIM, ids, NULL) == DL_OK, "upsert many");
+            expect(dl_upsert(ix, BATCH, (uint8_t *)keys, offsets, NULL, NULL, rows + first * DIM, ids, NULL, NULL) == DL_OK, "upsert many");
     }
 }
 
@@ -380,7 +380,7 @@ static void first_keys(uint32_t first, uint32_t end)
     for (uint32_t key = first; key < end; key++) {
         uint64_t offsets[2] = {0, sizeof key}, id = atomic_fetch_add(&next_row, 1);
         uint32_t slot;
-        expect(dl_upsert(ix, 1, (uint8_t *)&key, offsets, NULL, NULL, rows + id * DIM, &id, &slot) == DL_OK, "first upsert");
+        expect(dl_upsert(ix, 1, (uint8_t *)&key, offsets, NULL, NULL, rows + id * DIM, &id, &slot, NULL) == DL_OK, "first upsert");
         if (key < STILL)
             still_slots[key] = slot;
     }
