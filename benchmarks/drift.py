@@ -197,7 +197,8 @@ def steps(follower: Follower, rows: Vectors, options: argparse.Namespace) -> Ite
 
 
 def draw(done: Sequence[Step], events: Sequence[dict[str, Any]], title: str, path: Path) -> None:
-    """Recall over rows, a panel for 8 bits and one for 4; alarms as dotted lines."""
+    """Recall over rows, from where there are codes; a panel for 8 bits and one for 4, alarms as dotted
+    lines."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -205,14 +206,15 @@ def draw(done: Sequence[Step], events: Sequence[dict[str, Any]], title: str, pat
     matplotlib.rcParams["svg.fonttype"] = "none"  # text as text: a third of the bytes
     from matplotlib import pyplot
 
+    coded = [step for step in done if not step.as_floats]
     figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for panel, bits in zip(panels, BITS, strict=True):
-        for name, line in zip(CODES, ("o-", "k--", "s-", "^-"), strict=True):
+        for name, line in zip(CODES, ("-", "k--", "-.", ":"), strict=True):
             panel.plot(
-                [step.rows for step in done],
-                [step.recall[name][bits] for step in done],
+                [step.rows for step in coded],
+                [step.recall[name][bits] for step in coded],
                 line,
-                markersize=3,
+                linewidth=1.4,
                 label={"SQ": f"faiss SQ{bits}", "never": "never refitted"}.get(name, name),
             )
         for event in events:
@@ -234,7 +236,7 @@ def main() -> None:
     flags.add_argument("--queries", metavar="FILE", help="ask these at every step")
     flags.add_argument("--newest", action="store_true", help="draw queries from the rows of the step alone")
     flags.add_argument(
-        "--ask", type=int, default=1000, metavar="N", help="queries at most (default: %(default)s)"
+        "--ask", type=int, default=500, metavar="N", help="queries at most (default: %(default)s)"
     )
     flags.add_argument("--budget", type=float, default=0.25, help="share of one core (default: %(default)s)")
     flags.add_argument("--steps", type=int, default=20, help="of the stream (default: %(default)s)")
