@@ -247,6 +247,8 @@ class Reencoder:
         # an empty block of floats goes too: what is written there next should be codes;
         # dead slots count: a frame cannot close while one is coded in it
         forced = info.is_float or (self._leaving is not None and info.rows[self._leaving.lane] > 0)
+        if self._leaving is not None and not forced:
+            return  # a frame opens as soon as this one is gone, and with it all are surveyed
         if self._read is None or not len(rows):
             if forced:
                 self._moves.append(Move(slab, self._frames.write, len(rows), 0, 0, True))

@@ -313,6 +313,30 @@ def test_a_cut_while_a_frame_makes_room():
     assert told[0] == told[1]
 
 
+def test_only_what_is_in_the_way_is_looked_at_while_a_frame_makes_room(
+    stale: OnlineIndex, monkeypatch: pytest.MonkeyPatch
+):
+    """Other slabs wait until the new frame is there to choose: rows that come are coded badly until then."""
+    stale.reencode(now=True)
+    stale.maintain(0.0)  # the frame opens
+    stale.cancel_reencode()
+    settle(stale)
+    stale.upsert(np.arange(ROWS, ROWS + SLAB), rows_of(2, SLAB))
+    leaving = next(frame for frame in stale._frames.alive if frame.number == stale.frame)
+    in_the_way = [slab for slab in range(stale._core.slabs) if stale._core.slab(slab).rows[leaving.lane]]
+    assert 0 < len(in_the_way) < ROWS // SLAB
+    reencoder = stale._follower._reencoder
+    seen: list[int] = []
+    survey = reencoder._errors
+    monkeypatch.setattr(
+        reencoder, "_errors", lambda rows, *rest: seen.append(len(rows)) or survey(rows, *rest)
+    )
+    reencoder.start("a frame makes room for a new one", leaving)
+    while reencoder.progress(False, False, over=False).state == "survey":
+        stale.maintain(0.0)
+    assert len(seen) == len(in_the_way)
+
+
 def test_cancelled_while_a_frame_makes_room():
     """The frame stays, and the one that waited does not open."""
     index = making_room()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from driftline.index.events import CanaryWindow, EfChanged, Event
 from driftline.index.hits import Witnessed
+from driftline.index.online import OnlineIndex
 from driftline.stream import canary
 from driftline.stream.canary import LiveCanary
 from driftline.stream.clients import FeedClient, SearchClient
@@ -177,3 +178,81 @@ async def test_when_queries_end_nobody_knows(monkeypatch: pytest.MonkeyPatch) ->
     await first_heard(around, queries=29)
     assert set(around.heard) == {None}
     assert not around.events
+
+
+# ---- a set that drifts
+
+
+class Drifting:
+    """A shard with a real index, whose rows all change to another world; queries are of the newest one."""
+
+    def __init__(self) -> None:
+        self.index = OnlineIndex(DIM, m=8, compress_after=1000)
+        self.windows: list[CanaryWindow] = []
+        self._random = np.random.default_rng(1)
+        self._plane = self._random.standard_normal((4, DIM), np.float32)
+        self._full = False
+
+    def rows(self, count: int) -> np.ndarray:
+        """Hard to search in all directions, easy in four."""
+        if self._full:
+            return self._random.standard_normal((count, DIM), np.float32)
+        return self._random.standard_normal((count, 4), np.float32) @ self._plane
+
+    def drift(self, *, full: bool) -> None:
+        self._full = full
+        self.index.upsert(np.arange(ROWS), self.rows(ROWS))
+
+    async def beside(self, work: Any, *arguments: Any) -> Any:
+        """Upkeep first: what was decided before a batch is done by then."""
+        while self.index.maintain(1.0):
+            pass
+        return work(*arguments)
+
+    async def emit(self, events: list[Event]) -> None:
+        self.windows += [event for event in events if isinstance(event, CanaryWindow)]
+
+    def warning(self, *_: object, **__: object) -> None:
+        raise AssertionError("the limit is far")
+
+
+async def checked(live: LiveCanary, around: Drifting, windows: int) -> list[tuple[int, float]]:
+    """Ef and recall of the next windows, of new queries each."""
+    seen = len(around.windows)
+    for number in range(seen + 1, seen + windows + 1):
+        for query in around.rows(200):
+            live.offer(query)
+        await eventually(lambda n=number: len(around.windows) >= n, "a window")
+    return [(window.ef, window.recall) for window in around.windows[seen:]]
+
+
+async def test_ef_rises_and_falls_with_recall_on_a_drifting_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows drift from an easy world to a hard one and back. Recall is lost at the width that sufficed: rows
+    get new codes first; then the width rises until recall holds again, and no further. Once the easy world is
+    back it comes down to where it was, and recall holds all the while."""
+    monkeypatch.setattr(canary, "POLL_S", 0.001)
+    around = Drifting()
+    settings = Settings.model_validate(
+        {
+            "canary": {"sample": 200, "budget": 1, "every_seconds": 0},
+            "search": {"ef": 16, "recall_target": 0.96},
+        }
+    )
+    live = LiveCanary(settings, around, around, around)  # pyright: ignore[reportArgumentType]
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(live.run())
+        around.drift(full=False)
+        easy = await checked(live, around, 2)
+        around.drift(full=True)
+        hard = await checked(live, around, 5)
+        around.drift(full=False)
+        again = await checked(live, around, 26)  # after 12 calm ones it comes down
+        running.cancel()
+    assert [ef for ef, _ in easy] == [16, 16]
+    assert min(recall for _, recall in easy) > 0.96
+    assert [ef for ef, _ in hard] == [16, 16, 24, 36, 36]
+    assert max(recall for _, recall in hard[:3]) < 0.96 < min(recall for _, recall in hard[3:])
+    widths = [ef for ef, _ in again]
+    assert widths == sorted(widths, reverse=True)
+    assert (widths[0], widths[-1]) == (36, 16)
+    assert min(recall for _, recall in again) > 0.96
