@@ -117,8 +117,8 @@ def measured(places: list[Path], into: Path) -> None:
     """Figures 4 to 9, and the same for compression after all rows."""
     documents = [json.loads(place.read_text()) for place in places]
     colours = {"tile": BLUE, "kmeans": ORANGE}
-    legend = [("tiles", BLUE, False), ("rescored", BLUE, True), ("k-means", ORANGE, False),
-              ("rescored", ORANGE, True)]  # fmt: skip
+    legend = [("tiles", BLUE, False), ("tiles, rescored", BLUE, True), ("k-means", ORANGE, False),
+              ("k-means, rescored", ORANGE, True)]  # fmt: skip
     for begins, file in (("20 %", "tile-after-fifth.svg"), ("all", "tile-after-all.svg")):
         search, index = [], []
         for document in documents:
