@@ -4,7 +4,8 @@ As in figures 4 to 9 of the article on the tile encoder (Weaviate, 2023): rows a
 point all of them become codes, and what comes later is linked by codes. driftline (compress_after, its own
 upkeep) is beside an HNSW of faiss with the same M over k-means codes, one dimension a segment and 8 bits
 (--codes tile kmeans), fitted to the rows there are by then, to --fit-rows of them at most: by default to
-faiss's own 65,536, which takes minutes.
+faiss's own 65,536, which takes minutes. It is fitted once for each number of rows; later builds (the other
+values of ef_construction) are charged for it, but meanwhile answer searches only while rows are encoded.
 
 All work of building is done by one thread, in processor seconds. A second thread searches without pause from
 the moment that floats are to become codes until they are; each answer is checked: k distinct keys, nearest
