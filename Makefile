@@ -63,7 +63,7 @@ lint: build
 
 # With the data of the clone; other data by the scripts' own flags, as benchmarks/RESULTS.md says.
 QUESTIONS := topics crash malformed delay memory tile encode refinements alarms reencode canary ann churn load filters growth \
-	threads runbook watch drift
+	threads runbook watch drift compress
 
 bench: build
 	@.ci/system c++ java
