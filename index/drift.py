@@ -190,13 +190,20 @@ class DriftMonitor:
     def _take_chunk(self, is_float: bool) -> None:
         parts, self._pending = self._pending, []
         self.rows_seen += sum(map(len, parts))
+        # A frame may soon be fitted to few rows: while they are floats, and after a change. Take all of them.
+        few = is_float or any(verdict.differs for verdict in self._verdicts)
         if self._reference is None:
             self._first.append(np.concatenate(parts))
         else:
-            self._chunks.append(self._reference.count(parts))
-        # A frame may soon be fitted to few rows: while they are floats, and after a change. Take all of them.
-        differing = any(verdict.differs for verdict in self._verdicts)
-        self._recent.add(parts, 1 if is_float or differing else self._stride)
+            chunk = self._reference.count(parts)
+            self._chunks.append(chunk)
+            few = few or (self._testing and self._reference.stands_out(chunk, self.settings.alpha))
+        self._recent.add(parts, 1 if few else self._stride)
+
+    @property
+    def _testing(self) -> bool:
+        """Whether enough windows are known to compare others with them."""
+        return self._reference is not None and self._reference.windows >= self.settings.reference_windows
 
     # ---- a window
 
@@ -206,12 +213,9 @@ class DriftMonitor:
     def _far(self, frame: TileParameters | None) -> Comparison | None:
         """The newest chunks against the reference, if they differ by far, whatever windows they are of."""
         reference, newest = self._reference, self._newest()
-        if frame is None or reference is None or len(newest) < LOOKED_AT:
+        if frame is None or reference is None or not self._testing or len(newest) < LOOKED_AT:
             return None
-        if reference.windows < self.settings.reference_windows:
-            return None
-        comparison = reference.compare(newest, self.settings.alpha)
-        return comparison if comparison.by_far else None
+        return reference.far(newest, self.settings.alpha)
 
     def _close_window(
         self, frame: TileParameters | None, others: Sequence[TileParameters], now_ms: int | None
@@ -231,7 +235,7 @@ class DriftMonitor:
             return []
 
         comparison = far
-        if far is None and reference.windows >= self.settings.reference_windows:
+        if far is None and self._testing:
             comparison = reference.compare(chunks, self.settings.alpha)
         error, best_error = self._errors(frame, others, len(judged))
         loss = error / best_error if best_error > 0 else 1.0
@@ -328,7 +332,8 @@ class DriftMonitor:
         would have set them apart.
         """
         assert self._reference is not None, "what differs was compared"
-        rows = max(sum(verdict.rows for verdict in since), sum(chunk.rows for chunk in far))
+        first = far if len(since) == 1 and far else since
+        rows = sum(each.rows for each in first)
         alone = len(far) or (since[0].chunks if len(since) == 1 else 0)
         kept = alone - 1 if alone else sum(verdict.chunks for verdict in since[1:])
         self._recent.forget_what_was_before(max(kept, 1))

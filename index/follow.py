@@ -197,9 +197,8 @@ class Follower:
             return f"{len(self._core):,} rows are held as floats, until enough are known to fit a code"
         with self._lock:
             recent = self._monitor.recent(JUDGED)
-        frames = (
-            f"frame {write.number} codes new vectors; of at most {FRAMES}, {len(self._frames.alive)} live"
-        )
+        alive = len(self._frames.alive)
+        frames = f"frame {write.number} codes new vectors; {alive} of at most {FRAMES} are alive"
         if not len(recent):
             return frames
         return f"{frames}\n{explained(frame_chosen(write.parameters, recent), write.parameters.rows)}"

@@ -172,6 +172,17 @@ def test_overwhelming_evidence_waits_for_no_window(change: int) -> None:
     assert monitor.fit().rows == 500
 
 
+def test_few_rows_are_all_taken() -> None:
+    """Where only a sample of the rows is kept, all of those are that stand out, so that the frame after an
+    alarm is fitted to no fewer."""
+    rows = gaussian(8_000, 1_000)
+    rows[7_100:] += 1.0
+    monitor = DriftMonitor(1_000, rotation_seed=SEED)
+    frame = TileParameters.fit(np.zeros(1_000), np.ones(1_000), rotation_seed=SEED)
+    (alarm,) = [event for event in monitor.update(rows, frame) if isinstance(event, DriftDetected)]
+    assert (alarm.rows_seen, len(monitor.recent())) == (7_750, 500 + 250 // 4 + 1)
+
+
 def test_in_bursts_three_windows_of_four_must_differ() -> None:
     """Nothing is overwhelming there; but one window that looks like the old world does not begin the count
     anew."""
