@@ -47,7 +47,8 @@ LEAST = 256
 JUDGED = 100_000  # components of the sample that the fit loss is measured on, known to about 2 % then
 CONFIRM = 2  # windows running that make an alarm
 CONFIRM_BURSTY = 3  # in a bursty stream, where one burst may fill two windows: SIFT, photo after photo
-WITHIN_BURSTY = 4  # windows of which they are: slow drift is not seen in every window of such a stream
+WITHIN_BURSTY = 4  # windows of which they are: the commits' slow drift is not seen in every one, and three
+# running found it after 44,000 rows, not 33,000
 LOOKED_AT = 3  # chunks: a change anywhere fills them less than a window's rows later, which four would not
 LEAST_TIMED = 64  # rows of a window that time closes: as many as the shortest that are counted
 PATH = 8  # windows before an alarm that tell a gradual change from an abrupt one
