@@ -40,9 +40,10 @@ from vectors import DEMO, Vectors, load_vectors
 Rng = np.random.Generator
 
 SYNTHETIC = [*(f"{law},{dim}" for law in ("normal", "laplace", "lognormal") for dim in (16, 128, 768))]
-CORRELATED = [f"{law},{dim}" for law in ("bursts", "autoregressive") for dim in (16, 128)]
+CORRELATED = [f"{law},{dim}" for law in ("bursts", "swell", "autoregressive") for dim in (16, 128)]
 DEMO_CHANGE = 6000  # row of the demo's set at which its second half begins
 CHANGE = 10_000  # row from which on a synthetic stream changes, plus up to a window
+OURS = "driftline"
 PEER_DIM = 128  # beyond it the peers are not asked
 
 
@@ -113,7 +114,7 @@ def false_alarms(
     name: str, blocks: Callable[[Rng], Blocks], options: argparse.Namespace, peers: Sequence[str]
 ) -> list[Told]:
     """Runs of a stationary stream."""
-    runs = -(-options.windows // options.run_windows)
+    runs = -(-options.windows // options.run_windows) if OURS in options.detectors else 0
     hits: dict[str, list[int]] = {}
     tested: dict[str, list[int]] = {}
     for run in progress.track(range(runs), description=name, transient=True):
@@ -122,7 +123,7 @@ def false_alarms(
         monitor, alarms = Driftline(first.shape[1], options.alpha), 0
         for block in (first, *(next(stream) for _ in range(LEARNED // BLOCK + options.run_windows - 1))):
             alarms += len(monitor.update(block))
-        for detector, count in (("driftline, windows", sum(monitor.windows)), ("driftline, alarms", alarms)):
+        for detector, count in ((f"{OURS}, windows", sum(monitor.windows)), (f"{OURS}, alarms", alarms)):
             hits.setdefault(detector, []).append(count)
             tested.setdefault(detector, []).append(len(monitor.windows))
     for detector in peers:
@@ -148,8 +149,8 @@ def delays(
 ) -> list[Told]:
     """Trials of a stream that changes once; `trial` gives rows and the row of the change."""
     told: list[Told] = []
-    for detector in ("driftline, alarms", *peers):
-        trials = options.trials if detector.startswith("driftline") else options.peer_trials
+    asked = [(f"{OURS}, alarms", options.trials)] if OURS in options.detectors else []
+    for detector, trials in (*asked, *((peer, options.peer_trials) for peer in peers)):
         if not trials:
             continue
         late: list[int] = []
@@ -243,7 +244,7 @@ def stored(place: str, options: argparse.Namespace) -> tuple[Told, int]:
     ]
     tested = [len(watch.windows)]
     told = Told(
-        f"{Path(place).stem}, as stored", "driftline, windows", *tested, *share([sum(watch.windows)], tested),
+        f"{Path(place).stem}, as stored", f"{OURS}, windows", *tested, *share([sum(watch.windows)], tested),
         kinds=tuple(f"{kind} at {row}" for kind, row in zip(watch.kinds, alarms, strict=True)),
     )  # fmt: skip
     return told, watch.opened
@@ -256,6 +257,7 @@ def main() -> None:
     )
     flags.add_argument("--stored", nargs="*", default=[], metavar="FILE", help="fed once, in their order")
     flags.add_argument("--only", nargs="*", metavar="NAME", help="streams so named; * is anything")
+    flags.add_argument("--detectors", nargs="*", choices=[OURS, *MAKERS], default=[OURS, *MAKERS])
     flags.add_argument("--windows", type=int, default=200, help="tested, of each stationary stream")
     flags.add_argument("--run-windows", type=int, default=100, help="of them in each independent run")
     flags.add_argument("--trials", type=int, default=20, help="of each change")
@@ -272,7 +274,7 @@ def main() -> None:
     def wanted(name: str) -> bool:
         return not options.only or any(fnmatch(name, pattern) for pattern in options.only)
 
-    peers = [name for name in MAKERS if name == "KS" or find_spec("river")]
+    peers = [name for name in MAKERS if name in options.detectors and (name == "KS" or find_spec("river"))]
     told: list[Told] = []
     for name, blocks in stationary(options).items():
         if wanted(name):

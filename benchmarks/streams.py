@@ -10,6 +10,7 @@ __all__ = ["BLOCK", "LAWS", "Blocks", "resampled", "rows_of"]
 BLOCK = 1000  # rows
 BURST_ROWS = 100  # mean length of a burst, geometric
 BURST_SIGMAS = 0.5  # how far bursts lie apart, in standard deviations of the rows within one
+SWELL_ROWS, SWELL_SIGMAS = 1000, 0.03  # means of windows scatter 1.7 times more, their quarters' 1.2 times
 MEMORY = 0.95  # correlation of a row with the one before
 
 Blocks = Iterator[Vectors]
@@ -31,14 +32,21 @@ def lognormal(rng: np.random.Generator, dim: int) -> Blocks:
         yield np.exp(0.8 * rng.standard_normal((BLOCK, dim), np.float32))
 
 
-def bursts(rng: np.random.Generator, dim: int) -> Blocks:
+def bursts(
+    rng: np.random.Generator, dim: int, length: float = BURST_ROWS, sigmas: float = BURST_SIGMAS
+) -> Blocks:
     """Rows in runs that share an offset, as descriptors of one photograph do."""
-    offset = rng.normal(scale=BURST_SIGMAS, size=(1, dim))
+    offset = rng.normal(scale=sigmas, size=(1, dim))
     while True:
-        starts = rng.random(BLOCK) < 1 / BURST_ROWS
-        offsets = np.concatenate([offset, rng.normal(scale=BURST_SIGMAS, size=(int(starts.sum()), dim))])
+        starts = rng.random(BLOCK) < 1 / length
+        offsets = np.concatenate([offset, rng.normal(scale=sigmas, size=(int(starts.sum()), dim))])
         offset = offsets[-1:]
         yield (rng.standard_normal((BLOCK, dim)) + offsets[np.cumsum(starts)]).astype(np.float32)
+
+
+def swell(rng: np.random.Generator, dim: int) -> Blocks:
+    """Bursts as long as a window and so low that nothing inside it shows them."""
+    return bursts(rng, dim, SWELL_ROWS, SWELL_SIGMAS)
 
 
 def autoregressive(rng: np.random.Generator, dim: int) -> Blocks:
@@ -59,6 +67,7 @@ LAWS: dict[str, Callable[[np.random.Generator, int], Blocks]] = {
     "laplace": laplace,
     "lognormal": lognormal,
     "bursts": bursts,
+    "swell": swell,
     "autoregressive": autoregressive,
 }
 

@@ -6,22 +6,32 @@ least are told apart by their prefix, then by what they cost.
 """
 
 import math
-import random
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import CorruptIndex
 from ..native import rotate
 from .events import CodeError, EncoderChosen
 from .lognormal import ZERO, LogMoments, LognormalParameters
-from .statistics import Moments
+from .packing import array_bytes, array_of, mapping, number
+from .statistics import LARGEST, Moments
 from .tile import LEAST, MOST, TileParameters
 
-__all__ = ["Evidence", "Parameters", "candidates", "choose", "frame_chosen", "lattice_of", "law_of"]
+__all__ = [
+    "Evidence",
+    "Parameters",
+    "candidates",
+    "choose",
+    "explained",
+    "frame_chosen",
+    "lattice_of",
+    "law_of",
+]
 
 Vectors = NDArray[np.float32]
-Draws = NDArray[np.uint64]
 Doubles = NDArray[np.float64]
 Parameters = TileParameters | LognormalParameters
 
@@ -44,26 +54,73 @@ class Evidence:
         self.least = math.inf
         self.most = -math.inf
         self.rows: Vectors = np.empty((0, dim), np.float32)
-        self._draws: Draws = np.empty(0, np.uint64)
-        self._random = random.Random(seed)  # numpy's takes 1.6 MB of memory
+        self._draws: Doubles = np.empty(0)
+        self._drawn = 0  # by all rows that came here
+        self._seed = seed
 
     def update(self, x: Vectors) -> None:
         """Take the rows of float32 [n, dim]."""
         if not len(x):
             return
         self.least, self.most = min(self.least, float(x.min())), max(self.most, float(x.max()))
-        draws = np.frombuffer(self._random.randbytes(8 * len(x)), np.uint64)
+        draws = _numbers(self._seed, self._drawn, len(x))
+        self._drawn += len(x)
         low = np.flatnonzero(draws < self._draws.max()) if len(self.rows) == ROWS else np.arange(len(x))
         low = low[_lowest(draws[low])]
         if len(low):
-            draws = np.concatenate([self._draws, draws[low]])
-            kept = _lowest(draws)
-            self.rows, self._draws = np.concatenate([self.rows, x[low]])[kept], draws[kept]
+            self._keep(x[low], draws[low])
+
+    def merge(self, other: "Evidence") -> None:
+        """Take what `other` has seen: of all rows the ones with the lowest draws are kept."""
+        self.least, self.most = min(self.least, other.least), max(self.most, other.most)
+        self._keep(other.rows, other._draws)
+
+    def _keep(self, rows: Vectors, draws: Doubles) -> None:
+        draws = np.concatenate([self._draws, draws])
+        kept = _lowest(draws)
+        self.rows, self._draws = np.concatenate([self.rows, rows])[kept], draws[kept]
+
+    def state(self) -> dict[str, Any]:
+        """For `from_state`: range, f4 [2], or nil before the first row; rows, f4 [n, dim]; draws, f8 [n];
+        drawn, int: rows that came."""
+        seen = np.array([self.least, self.most], np.float32)
+        return {
+            "range": array_bytes(seen) if len(self.rows) else None,
+            "rows": array_bytes(self.rows),
+            "draws": array_bytes(self._draws),
+            "drawn": self._drawn,
+        }
+
+    @classmethod
+    def from_state(cls, dim: int, seed: int, state: Any) -> "Evidence":
+        """What `state` said. CorruptIndex for what it cannot have said."""
+        state = mapping(state, "evidence")
+        evidence = cls(dim, seed)
+        evidence.rows = array_of(state, "rows", "f4", (-1, dim))
+        evidence._draws = array_of(state, "draws", "f8", (len(evidence.rows),))
+        evidence._drawn = int(number(state, "drawn", 0, 2**62))
+        if len(evidence.rows) > ROWS or (np.abs(evidence.rows) > LARGEST).any():
+            raise CorruptIndex("a stored sample holds what was not sampled")
+        if len(evidence.rows):
+            evidence.least, evidence.most = map(float, array_of(state, "range", "f4", (2,)))
+            if evidence.rows.min() < evidence.least or evidence.rows.max() > evidence.most:
+                raise CorruptIndex("a stored sample lies outside the range of all values")
+        return evidence
 
 
-def _lowest(draws: Draws) -> NDArray[np.int64]:
+def _lowest(draws: Doubles) -> NDArray[np.int64]:
     """Where the ROWS lowest stand, ascending."""
     return np.sort(np.argpartition(draws, ROWS)[:ROWS]) if len(draws) > ROWS else np.arange(len(draws))
+
+
+def _numbers(seed: int, first: int, count: int) -> Doubles:
+    """`count` random numbers in [0, 1) of a sequence, from place `first` on: SplitMix64 (Steele et al., OOPSLA
+    2014). numpy's generators take 1.6 MB of memory when they are first called."""
+    places = np.arange(first + 1, first + count + 1, dtype=np.uint64)
+    z = np.uint64(seed) + places * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((z ^ (z >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
 
 
 def _distinct(values: Vectors) -> Vectors:
@@ -167,6 +224,20 @@ def frame_chosen(parameters: TileParameters, rows: Vectors) -> EncoderChosen:
         reason="a few bits of each code must route a search, and only this code's can",
         measured=measured,
     )
+
+
+def explained(chosen: EncoderChosen, fitted_rows: int) -> str:
+    """What was chosen and why, in lines for people."""
+    lines = [
+        f"{chosen.distribution} law, rotation {chosen.rotation}: {chosen.reason}",
+        f"fitted to {fitted_rows:,} rows",
+        "error / variance on a sample, whole code and top four bits:",
+    ]
+    lines += [
+        f"  {code.distribution}, rotation {code.rotation}: {code.error:.3g}, {code.error_4_bits:.3g}"
+        for code in chosen.measured
+    ]
+    return "\n".join(lines)
 
 
 def code_error(parameters: Parameters, rows: Vectors) -> CodeError:

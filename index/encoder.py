@@ -1,16 +1,17 @@
 """The tile encoder as a library: statistics of a stream, parameters from them, codes from these."""
 
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InvalidInput
+from ..errors import CorruptIndex, InvalidInput
 from ..native import rotate
-from .choose import Evidence, Parameters, candidates, choose, lattice_of, law_of
+from .choose import Evidence, Parameters, candidates, choose, explained, lattice_of, law_of
 from .events import EncoderChosen
 from .laws import SPREAD
 from .lognormal import LogMoments, LognormalParameters
+from .packing import field, message, message_of, number
 from .statistics import Moments, as_rows, blocks
 from .tile import LEVELS, SPREADS, TileParameters
 
@@ -63,6 +64,10 @@ class TileEncoder:
         if not 2 <= levels <= LEVELS:
             raise InvalidInput(f"levels must be 2 to {LEVELS}, not {levels}")
         self.dim = dim
+        self._asked = {
+            "distribution": distribution, "spread": float(spread), "rotation": rotation, "seed": seed,
+            "levels": levels,
+        }  # fmt: skip
         self._spread = spread
         self._levels = levels
         self._seed = None if rotation == "none" or distribution in ("lognormal", "lattice") else seed
@@ -89,6 +94,71 @@ class TileEncoder:
         else:
             for block in blocks(*rows.shape):
                 self._moments.update(rows[block] if self._seed is None else rotate(rows[block], self._seed))
+
+    def merge(self, other: "TileEncoder") -> None:
+        """Take the statistics of an encoder that was made with the same arguments and has seen other rows, as
+        those of another partition; what `fit` gave before stays in use. InvalidInput for other arguments.
+
+        Moments are those of all rows together (Chan, Golub and LeVeque, 1979), and so is the range of their
+        values; of the two samples 1,024 rows are kept. The order does not matter but to the last bits.
+        """
+        if (other.dim, other._asked) != (self.dim, self._asked):
+            ours, theirs = ({"dim": each.dim, **each._asked} for each in (self, other))
+            raise InvalidInput(f"cannot merge statistics for {theirs} into those for {ours}")
+        self._rows += other._rows
+        self._moments.merge(other._moments)
+        if self._logs is not None and other._logs is not None:
+            self._logs.merge(other._logs)
+        if self._evidence is not None and other._evidence is not None:
+            self._evidence.merge(other._evidence)
+
+    def to_bytes(self) -> bytes:
+        """Arguments and statistics, for another process to `merge` or go on with; what was fitted is not
+        stored, it is fitted again.
+
+        A message of kind "tile encoder" (index/packing.py): dim, seed, levels, rows: int; spread: float;
+        distribution, rotation: str; moments (Moments.state); logs (LogMoments.state) and evidence
+        (Evidence.state), or nil.
+        """
+        return message(
+            "tile encoder",
+            {
+                **self._asked,
+                "dim": self.dim,
+                "rows": self._rows,
+                "moments": self._moments.state(),
+                "logs": None if self._logs is None else self._logs.state(),
+                "evidence": None if self._evidence is None else self._evidence.state(),
+            },
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "TileEncoder":
+        """What `to_bytes` wrote. CorruptIndex for anything that it could not have written."""
+        known = message_of("tile encoder", data)
+        seed = int(number(known, "seed", 0, 2**64 - 1))
+        try:
+            encoder = cls(
+                int(number(known, "dim", 1, 4096)),
+                cast(Distribution, field(known, "distribution", str)),
+                number(known, "spread", *SPREADS),
+                cast(Rotation, field(known, "rotation", str)),
+                seed,
+                levels=int(number(known, "levels", 2, LEVELS)),
+            )
+        except InvalidInput as cause:
+            raise CorruptIndex(f"a stored encoder was not made so: {cause}") from cause
+        encoder._rows = int(number(known, "rows", 0, 2**62))
+        encoder._moments = Moments.from_state(encoder.dim, known.get("moments"))
+        if encoder._logs is not None:
+            encoder._logs = LogMoments.from_state(encoder.dim, known.get("logs"))
+        if encoder._evidence is not None:
+            encoder._evidence = Evidence.from_state(encoder.dim, seed, known.get("evidence"))
+        if encoder._rows and not (encoder._logs or encoder._moments.n):
+            raise CorruptIndex("a stored encoder counts rows that its statistics have not seen")
+        if encoder._rows and encoder._evidence is not None and not len(encoder._evidence.rows):
+            raise CorruptIndex("a stored encoder counts rows of which it has no sample")
+        return encoder
 
     def fit(self) -> Parameters:
         """Freeze parameters from the statistics so far; `encode` and `decode` use them until the next fit.
@@ -131,17 +201,7 @@ class TileEncoder:
         if self._chosen is None:
             distribution, rotation = law_of(parameters)
             return f"{distribution} law, rotation {rotation}: as asked; fitted to {self._rows:,} rows"
-        chosen = self._chosen
-        lines = [
-            f"{chosen.distribution} law, rotation {chosen.rotation}: {chosen.reason}",
-            f"fitted to {self._rows:,} rows",
-            "error / variance on a sample, whole code and top four bits:",
-        ]
-        lines += [
-            f"  {code.distribution}, rotation {code.rotation}: {code.error:.3g}, {code.error_4_bits:.3g}"
-            for code in chosen.measured
-        ]
-        return "\n".join(lines)
+        return explained(self._chosen, self._rows)
 
     @property
     def parameters(self) -> Parameters:

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorruptIndex, InvalidInput
-from ..native import Core
-from .choose import frame_chosen
+from ..native import FRAMES, Core
+from .choose import explained, frame_chosen
 from .decide import Action, decide
 from .drift import DriftMonitor, expected_gain
 from .events import (
@@ -189,6 +189,19 @@ class Follower:
         if len(recent):
             self._emit(frame_chosen(parameters, recent))
         self._use(self._frames.open(parameters), "enough rows are known to fit a code", None)
+
+    def explain(self) -> str:
+        """See OnlineIndex.explain."""
+        write = self._frames.write
+        if write.parameters is None:
+            return f"{len(self._core):,} rows are held as floats, until enough are known to fit a code"
+        with self._lock:
+            recent = self._monitor.recent(JUDGED)
+        alive = len(self._frames.alive)
+        frames = f"frame {write.number} codes new vectors; {alive} of at most {FRAMES} are alive"
+        if not len(recent):
+            return frames
+        return f"{frames}\n{explained(frame_chosen(write.parameters, recent), write.parameters.rows)}"
 
     def _follow(self, now: TileParameters, reason: str, least: float) -> bool:
         """Find the best parameters for what comes in now: those of a frame that is alive, or new ones. True

@@ -6,13 +6,14 @@ code has less error in all but a few dimensions: docs/tile.md.
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorruptIndex
 from .laws import lognormal_edges, lognormal_table
-from .packing import array_bytes, array_of, message, message_of, number
+from .packing import array_bytes, array_of, mapping, message, message_of, number
 from .statistics import as_rows
 from .tile import SPREADS, check_codes, tiles_of
 
@@ -48,12 +49,18 @@ class LogMoments:
             logs = np.log(rows, where=counts, out=np.zeros_like(rows))
             n = counts.sum(axis=0)
             mean = logs.sum(axis=0) / np.maximum(n, 1)
-            squares = (((logs - mean) * counts) ** 2).sum(axis=0)
-            total = np.maximum(self._n + n, 1)
-            apart = mean - self._mean
-            self._squares += squares + apart * apart * (self._n * n / total)
-            self._mean += apart * (n / total)
-            self._n += n
+            self._add(n, mean, (((logs - mean) * counts) ** 2).sum(axis=0))
+
+    def merge(self, other: "LogMoments") -> None:
+        """Take what `other` has seen (Chan, Golub and LeVeque, 1979)."""
+        self._add(other._n, other._mean, other._squares)
+
+    def _add(self, n: Doubles, mean: Doubles, squares: Doubles) -> None:
+        total = np.maximum(self._n + n, 1)
+        apart = mean - self._mean
+        self._squares = self._squares + squares + apart * apart * (self._n * n / total)
+        self._mean = self._mean + apart * (n / total)
+        self._n = self._n + n
 
     def value(self) -> tuple[Doubles, Doubles]:
         """Mean and (population) variance of log x, float64 [dim] each.
@@ -63,6 +70,26 @@ class LogMoments:
         seen = self._n > 0
         mean = np.where(seen, self._mean, np.log(ZERO))
         return mean, self._squares / np.maximum(self._n, 1)
+
+    def state(self) -> dict[str, Any]:
+        """For `from_state`: n, mean and squares, f8 [dim] each."""
+        return {
+            "n": array_bytes(self._n),
+            "mean": array_bytes(self._mean),
+            "squares": array_bytes(self._squares),
+        }
+
+    @classmethod
+    def from_state(cls, dim: int, state: Any) -> "LogMoments":
+        """What `state` said. CorruptIndex for what it cannot have said."""
+        state = mapping(state, "moments of logarithms")
+        restored = cls(dim)
+        restored._n, restored._mean, restored._squares = (
+            array_of(state, name, "f8", (dim,)) for name in ("n", "mean", "squares")
+        )
+        if (restored._n < 0).any() or (restored._squares < 0).any() or (np.abs(restored._mean) > 100).any():
+            raise CorruptIndex("stored moments of logarithms hold what no rows have")
+        return restored
 
 
 @dataclass(frozen=True, eq=False)

@@ -460,6 +460,11 @@ class OnlineIndex:
         """Those of a frame that is alive; None for floats, and for a frame that is not."""
         return next((known.parameters for known in self._frames.alive if known.number == frame), None)
 
+    def explain(self) -> str:
+        """The code that new vectors get and why, beside what a bare TileEncoder would choose from, in lines
+        for people; errors are of the newest rows. Takes some milliseconds."""
+        return self._follower.explain()
+
     def check(self) -> None:
         """Raise CorruptIndex on a broken invariant, an unreachable live key, or a code that is not its raw
         vector's."""

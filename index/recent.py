@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import CorruptIndex, InvalidInput
 from ..native import bin_counts, rotate, unrotate
-from .packing import array_bytes, arrays_of, items, mapping, number
+from .packing import array_bytes, arrays_of, items, mapping
 from .statistics import SPAN, Moments, spans
 from .tile import TileParameters
 
@@ -33,10 +33,8 @@ def _strided(parts: list[Vectors], stride: int) -> list[Vectors]:
 class Recent:
     """Moments of the newest rows, in original and in rotated coordinates, and the rows of the last chunks.
 
-    Rows come in chunks; chunks make windows. Of windows running that differ from what was before, moments are
-    kept apart, except of the first, inside which the change lies: after it the next frame is fitted to what
-    came after the change and to nothing else. One window that differs so much that it is an alarm by itself
-    is kept without its first chunk: a change further inside it would have set its chunks apart.
+    Rows come in chunks; chunks make windows. After a change all is forgotten but the rows of the chunks that
+    came after it: the next frame is fitted to them and to nothing else.
 
     forget: rows added after which an older one counts half. chunks: how many of them are kept as rows.
     """
@@ -47,12 +45,8 @@ class Recent:
         self._forget = forget
         self._all = self._pair(forget)
         self._window = self._pair()
-        self._tail = self._pair()  # of the open window without its first chunk
-        self._since = self._pair()  # of what `forget_what_was_before` keeps
         self._last: TileParameters | None = None  # of the last closed window
         self._sample: deque[list[Vectors]] = deque(maxlen=chunks)  # of each chunk
-        self._open = 0  # chunks of the open window
-        self._chunks_since = 0  # chunks of it
 
     def _pair(self, forget: float | None = None) -> tuple[Moments, Moments]:
         return Moments(self.dim, forget), Moments(self.dim, forget)
@@ -69,20 +63,20 @@ class Recent:
             rows.copy() if stride > 1 and part.flags.owndata else rows
             for part, rows in zip(parts, _strided(parts, stride), strict=True)
         ]
-        chunk = self._pair()
-        for rows in spans(kept):
-            chunk[0].update(rows)
-            chunk[1].update(self._rotated(rows))
-        for i, moments in enumerate(chunk):
-            self._window[i].merge(moments)
-            if self._open:
-                self._tail[i].merge(moments)
+        for whole, moments in zip(self._window, self._moments(kept), strict=True):
+            whole.merge(moments)
         self._sample.append(kept)
-        self._open += 1
+
+    def _moments(self, parts: list[Vectors]) -> tuple[Moments, Moments]:
+        moments = self._pair()
+        for rows in spans(parts):
+            moments[0].update(rows)
+            moments[1].update(self._rotated(rows))
+        return moments
 
     @property
     def last_fit(self) -> TileParameters | None:
-        """The parameters that suit the last closed window best."""
+        """The parameters that suit the last closed window best, or what was kept of it and those before."""
         return self._last
 
     def window_rows(self, chunks: int, most: int) -> list[Vectors]:
@@ -90,33 +84,22 @@ class Recent:
         parts = [part for chunk in list(self._sample)[-chunks:] for part in chunk]
         return [self._rotated(rows) for rows in spans(_strided(parts, -(-sum(map(len, parts)) // most)))]
 
-    def close_window(self, differing: int) -> None:
-        """The open window is over; `differing` windows running, with it, differ from what was before them."""
-        if differing <= 1:
-            several = self._open > 1
-            self._since = self._tail if several else self._window
-            self._chunks_since = self._open - several
-        elif differing == 2:
-            self._since, self._chunks_since = self._window, self._open
-        else:
-            self._chunks_since += self._open
-            for since, window in zip(self._since, self._window, strict=True):
-                since.merge(window)
-        self._open = 0
+    def close_window(self) -> None:
+        """The open window is over."""
         for whole, window in zip(self._all, self._window, strict=True):
             whole.merge(window)
         self._last = TileParameters.fit(*self._window[1].value(), rotation_seed=self._seed)
-        self._window, self._tail = self._pair(), self._pair()
+        self._window = self._pair()
 
-    def forget_what_was_before(self) -> None:
-        """Keep what came after the change: of two or more windows running that differ all but the first, of
-        one all but its first chunk, if it has more."""
-        self._all = self._pair(self._forget)
-        for whole, since in zip(self._all, self._since, strict=True):
-            whole.merge(since)
-        while len(self._sample) > self._chunks_since:
+    def forget_what_was_before(self, chunks: int) -> None:
+        """Keep the last chunks, one or more, and nothing else. No window is open."""
+        while len(self._sample) > chunks:
             self._sample.popleft()
-        self._since, self._chunks_since = self._pair(), 0
+        since = self._moments([part for chunk in self._sample for part in chunk])
+        self._all = self._pair(self._forget)
+        for whole, moments in zip(self._all, since, strict=True):
+            whole.merge(moments)
+        self._last = TileParameters.fit(*since[1].value(), rotation_seed=self._seed)
 
     def ruler(self) -> TileParameters:
         """Parameters in original coordinates, of all closed windows."""
@@ -170,39 +153,28 @@ class Recent:
     def state(self) -> dict[str, Any]:
         """For `restore`.
 
-        all, window, tail, since: two moments each; last: tile parameters or nil; rows: list of f4 [n, dim],
-        the kept rows of each chunk; open, chunks_since: int.
+        all, window: two moments each; last: tile parameters or nil; rows: list of f4 [n, dim], the kept rows
+        of each chunk.
         """
         return {
             "all": [moments.state() for moments in self._all],
             "window": [moments.state() for moments in self._window],
-            "tail": [moments.state() for moments in self._tail],
-            "since": [moments.state() for moments in self._since],
             "last": None if self._last is None else self._last.to_bytes(),
             "rows": [array_bytes(np.concatenate(chunk)) for chunk in self._sample],
-            "open": self._open,
-            "chunks_since": self._chunks_since,
         }
 
     def restore(self, state: Any, version: int) -> None:
-        """Take over what `state` said; version 1 held the rows rotated, in `sample`, and there was no `tail`
-        before version 3.
-
-        CorruptIndex for what it cannot have said.
-        """
+        """Take over what `state` said; version 1 held the rows rotated, in `sample`. CorruptIndex for what it
+        cannot have said."""
         state = mapping(state, "recent statistics")
         self._all = self._restored(state, "all")
         self._window = self._restored(state, "window")
-        self._tail = self._pair() if version < 3 else self._restored(state, "tail")
-        self._since = self._restored(state, "since")
         last = state.get("last")
         self._last = None if last is None else TileParameters.from_bytes(last)
         rows = arrays_of(state, "sample" if version == 1 else "rows", "f4", (-1, self.dim))
         if version == 1 and self._seed is not None:
             rows = [unrotate(chunk, self._seed) for chunk in rows]
         self._sample.extend([chunk] for chunk in rows)
-        self._open = int(number(state, "open", 0, 2**31))
-        self._chunks_since = int(number(state, "chunks_since", 0, 2**31))
 
     def _restored(self, state: dict[str, Any], name: str) -> tuple[Moments, Moments]:
         pair = items(state, name)

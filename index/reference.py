@@ -148,6 +148,20 @@ class Window:
     scatter: Doubles  # [2, dim]: variance of the chunks' features, as of one row
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Null:
+    """What the learned windows say of one more that is like them."""
+
+    mean: Doubles  # [2, dim], of the features of all rows
+    spread: Doubles  # [2, dim]: variance of one row's features
+    inflation: Doubles  # [2, dim]: of the variance of windows' features, shrunk
+    inflation_mean: float  # over dimensions, of the first feature, not shrunk
+    freedom: Doubles  # [2, dim]: degrees of it
+    bursty: bool
+    unrest: Doubles  # [windows]: scatter of their chunks, mean over the features; 1 for independent rows
+    scores: Doubles  # [windows]: each one's largest feature against its near neighbours
+
+
 class Reference:
     """Learns what is normal from windows, each of some chunks counted on `ruler`, and compares others."""
 
@@ -155,7 +169,7 @@ class Reference:
         self.ruler = ruler
         self.seen = Chunk(np.zeros((ruler.dim, BINS), np.int64), np.zeros(ruler.dim))
         self._windows: list[Window] = []
-        self._scored: tuple[Doubles, Doubles] | None = None  # of `_score`, until a window is learned
+        self._known: Null | None = None  # until a window is learned
 
     @property
     def windows(self) -> int:
@@ -195,11 +209,26 @@ class Reference:
         """Take a window into the reference."""
         self._windows.append(self._window(chunks))
         self.seen = Chunk.together([self.seen, *chunks])
-        self._scored = None
+        self._known = None
 
-    def _spread(self, mean: Doubles) -> Doubles:
-        """[2, dim]: variance of one row's features."""
-        return np.maximum(self.features(self.seen.counts, 2) - mean**2, SPREAD_LEAST)
+    def _null(self) -> Null:
+        """Of three or more windows."""
+        if self._known is None:
+            mean = self.features(self.seen.counts)
+            spread = np.maximum(self.features(self.seen.counts, 2) - mean**2, SPREAD_LEAST)
+            own, scores = self._score(spread)
+            inflation = self._shrunk(own)
+            known = float(self.windows - 1)
+            unrest = np.array([float((window.scatter / spread).mean()) for window in self._windows])
+            bursty = float(unrest.mean()) > BURSTY
+            if bursty:
+                freedom = np.full_like(inflation, known)
+            else:
+                estimated = np.maximum(inflation - 1.0, 1e-3)
+                freedom = known * (inflation / estimated) ** 2
+            most = max(float(own[0].mean()), 1.0)
+            self._known = Null(mean, spread, inflation, most, freedom, bursty, unrest, scores)
+        return self._known
 
     def _score(self, spread: Doubles) -> tuple[Doubles, Doubles]:
         """The scatter of near windows, [2, dim], 1 for independent rows; every window's score, [windows]."""
@@ -229,44 +258,51 @@ class Reference:
         known = float(self.windows - 1)
         return np.maximum((SHRINK * pooled + known * own) / (SHRINK + known), 1.0)
 
+    def _by_features(self, null: Null, features: Doubles, rows: int) -> tuple[float, Doubles, float]:
+        """How a window's features lie to what is known: the p-value of the most significant one, corrected
+        for their number; the significance of each, [2, dim]; how far the farthest is off, in deviations."""
+        variance = null.inflation * null.spread * (1 / rows + 1 / self.rows)
+        t = np.abs(features - null.mean) / np.sqrt(variance)
+        scores = normal_score(t, null.freedom)
+        most = np.unravel_index(int(scores.argmax()), scores.shape)
+        p_value = 2 * scores.size * student_tail(float(t[most]), float(null.freedom[most]))
+        return p_value, scores, float(t.max())
+
+    def stands_out(self, chunk: Chunk, alpha: float) -> bool:
+        """Whether the features of a chunk differ by themselves, in a stream that is not bursty."""
+        null = self._null()
+        return not null.bursty and self._by_features(null, self.features(chunk.counts), chunk.rows)[0] < alpha
+
+    def far(self, chunks: Sequence[Chunk], alpha: float) -> Comparison | None:
+        """What `compare` says of chunks that differ by far; None, at little cost, of others."""
+        null, whole = self._null(), Chunk.together(chunks)
+        if null.bursty:
+            return None
+        p_value, *_ = self._by_features(null, self.features(whole.counts), whole.rows)
+        comparison = self.compare(chunks, alpha) if p_value < alpha**FAR else None
+        return comparison if comparison is not None and comparison.by_far else None
+
     def compare(self, chunks: Sequence[Chunk], alpha: float) -> Comparison:
         """Test a window against three or more that were learned, at level `alpha`."""
+        null = self._null()
         window, whole = self._window(chunks), Chunk.together(chunks)
-        mean = self.features(self.seen.counts)
-        spread = self._spread(mean)
-        self._scored = self._scored or self._score(spread)
-        own, scored = self._scored
-        inflation = self._shrunk(own)
-        known = float(self.windows - 1)
-        unrest = np.array([float((each.scatter / spread).mean()) for each in (*self._windows, window)])
-        bursty = float(unrest[:-1].mean()) > BURSTY
-        if bursty:
-            freedom = np.full_like(inflation, known)
-        else:
-            estimated = np.maximum(inflation - 1.0, 1e-3)
-            freedom = known * (inflation / estimated) ** 2
-        apart = window.features - mean
-        variance = inflation * spread * (1 / window.rows + 1 / self.rows)
-        t = np.abs(apart) / np.sqrt(variance)
-        scores = normal_score(t, freedom)
-        most = np.unravel_index(int(scores.argmax()), scores.shape)
-        tests = scores.size
-        by_feature = 2 * tests * student_tail(float(t[most]), float(freedom[most]))
-        restless = _restless(unrest)
-        score = np.append(scored, _largest(apart, variance)) / np.sqrt(np.maximum(restless, 1.0))
+        by_feature, scores, largest = self._by_features(null, window.features, window.rows)
+        restless = _restless(np.append(null.unrest, float((window.scatter / null.spread).mean())))
+        score = np.append(null.scores, largest) / np.sqrt(np.maximum(restless, 1.0))
         by_score = CAUTION * _tail_of_last(score)
-        way = apart / spread
-        moved = [float(((self.features(chunk.counts) - mean) * way).sum()) for chunk in chunks]
+        apart = window.features - null.mean
+        way = apart / null.spread
+        moved = [float(((self.features(chunk.counts) - null.mean) * way).sum()) for chunk in chunks]
         settled = len(chunks) > 1 and min(moved) >= float((apart * way).sum()) / 2
         return Comparison(
             p_value=min(1.0, max(by_feature, by_score)),
             scores=scores.max(axis=0),
-            drifted=scores.max(axis=0) > -NormalDist().inv_cdf(alpha / tests / 2),
+            drifted=scores.max(axis=0) > -NormalDist().inv_cdf(alpha / scores.size / 2),
             shift=whole.sums / whole.rows - self.seen.sums / self.seen.rows,
-            inflation=max(float(own[0].mean()), 1.0),
-            bursty=bursty,
+            inflation=null.inflation_mean,
+            bursty=null.bursty,
             settled=settled,
-            by_far=settled and not bursty and by_score < alpha and by_feature < alpha**FAR,
+            by_far=settled and not null.bursty and by_score < alpha and by_feature < alpha**FAR,
         )
 
     def state(self) -> dict[str, Any]:

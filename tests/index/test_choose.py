@@ -1,11 +1,20 @@
-"""What `auto` chooses: lattices, rotations and laws on made-up streams, however they are cut into batches."""
+"""What `auto` chooses: lattices, rotations and laws on made-up streams, however they are cut into batches or
+partitions."""
 
+import math
+from pathlib import Path
+
+import msgpack
 import numpy as np
 import pytest
-from driftline import InvalidInput
+from driftline import CorruptIndex, InvalidInput, OnlineIndex
 from driftline.index.choose import ROWS, Evidence, lattice_of
 from driftline.index.encoder import TileEncoder
 from driftline.index.tile import TileParameters
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+GOLDEN = Path(__file__).parent / "golden"
 
 
 def gaussian(rows: int, dim: int, seed: int = 0) -> np.ndarray:
@@ -158,3 +167,118 @@ def test_no_lattice() -> None:
         evidence = Evidence(1, 0)
         evidence.update(np.array(values, np.float32)[:, None])
         assert lattice_of(evidence, 256) is None
+
+
+ARGUMENTS = [
+    {},
+    {"distribution": "lattice"},
+    {"distribution": "lognormal"},
+    {"distribution": "normal", "rotation": "random", "levels": 16},
+    {"distribution": "normal", "rotation": "none", "spread": 1.0},
+]
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS)
+def test_encoders_of_partitions_merge(arguments: dict[str, object]) -> None:
+    """Encoders that saw parts of a set, one of them in another process, are merged into what would have seen
+    it all; codes in use do not change before the next fit."""
+    rows = whole(3_000, 5, 90)
+    rows[:1_500] = np.maximum(rows[:1_500] - 20, 1)
+    together = fitted(rows, **arguments)
+    merged, other = (fitted(part, **arguments) for part in np.split(rows, [1_100]))
+    before = merged.parameters.to_bytes()
+    merged.merge(TileEncoder.from_bytes(other.to_bytes()))
+    assert merged.parameters.to_bytes() == before
+    found, wanted = merged.fit(), together.fit()
+    assert type(found) is type(wanted)
+    assert "3,000 rows" in merged.explain()
+    np.testing.assert_allclose(merged.decode(merged.encode(rows)), together.decode(together.encode(rows)))
+    assert merged.to_bytes() != other.to_bytes()
+
+
+def test_merged_samples_are_of_all_rows() -> None:
+    """Of two samples a third is drawn in which rows count by how many they stood for; it can be merged on."""
+    few, many = Evidence(1, 1), Evidence(1, 2)
+    few.update(np.zeros((2_000, 1), np.float32))
+    many.update(np.ones((6_000, 1), np.float32))
+    few.merge(many)
+    assert (len(few.rows), few.least, few.most) == (ROWS, 0, 1)
+    assert few.rows.mean() == pytest.approx(0.75, abs=5 * np.sqrt(0.75 * 0.25 / ROWS))
+    few.merge(Evidence(1, 3))
+    assert len(few.rows) == ROWS
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS)
+def test_stored_encoders_go_on(arguments: dict[str, object]) -> None:
+    """An encoder read back takes further rows as the one that was stored, to the bit; also an empty one."""
+    rows = whole(4_000, 3, 60)
+    encoder, straight = (TileEncoder(3, **arguments) for _ in range(2))  # pyright: ignore[reportArgumentType]
+    for part in (rows[:0], rows[:2_500], rows[2_500:]):
+        encoder.update(part)
+        straight.update(part)
+        encoder = TileEncoder.from_bytes(encoder.to_bytes())
+        assert encoder.to_bytes() == straight.to_bytes()
+    assert encoder.fit().to_bytes() == straight.fit().to_bytes()
+
+
+def test_merges_that_are_refused() -> None:
+    """Encoders of other arguments, or of another dimension, are not merged, and nothing changes."""
+    encoder = fitted(whole(100, 3, 60))
+    before = encoder.to_bytes()
+    for other in (
+        TileEncoder(4),
+        TileEncoder(3, seed=1),
+        TileEncoder(3, levels=16),
+        TileEncoder(3, "normal"),
+    ):
+        with pytest.raises(InvalidInput, match="cannot merge"):
+            encoder.merge(other)
+    assert encoder.to_bytes() == before
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data())
+def test_hostile_encoders(data: st.DataObject) -> None:
+    """A field that is missing or of another kind, length or range is refused as corrupt; what is not can be
+    used."""
+    state = msgpack.unpackb(fitted(whole(50, 2, 9), **data.draw(st.sampled_from(ARGUMENTS))).to_bytes())
+    inside = state
+    name = data.draw(st.sampled_from(sorted(inside)))
+    while isinstance(inside[name], dict):
+        inside = inside[name]
+        name = data.draw(st.sampled_from(sorted(inside)))
+    inside[name] = data.draw(st.sampled_from([None, -1, "x", b"123", [1], {}, math.nan, 3, "normal"]))
+    try:
+        encoder = TileEncoder.from_bytes(msgpack.packb(state))
+    except CorruptIndex:
+        return
+    encoder.update(whole(50, encoder.dim, 9))
+    encoder.fit()
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS[:3])
+def test_stored_form(arguments: dict[str, object]) -> None:
+    """Version 1 of the stored form is read as it was written."""
+    name = f"tile_encoder_{arguments.get('distribution', 'auto')}_version_1.msgpack"
+    stored = (GOLDEN / name).read_bytes()
+    encoder = TileEncoder.from_bytes(stored)
+    assert encoder.to_bytes() == stored
+    rows, parameters = whole(20, 2, 9), encoder.fit()
+    np.testing.assert_allclose(parameters.decode(parameters.encode(rows)), rows, atol=0.3)
+
+
+def test_an_index_explains() -> None:
+    """Floats, then the code and what it is compared with, then that there are several frames."""
+    index = OnlineIndex(8, compress_after=2_000)
+    rows = skewed(4_000, 8)
+    index.upsert(np.arange(1_000), rows[:1_000])
+    assert index.explain() == "1,000 rows are held as floats, until enough are known to fit a code"
+    index.upsert(np.arange(1_000, 4_000), rows[1_000:])
+    index.maintain(10.0)
+    first, why, *others = index.explain().split("\n")
+    assert first.startswith("frame 1 codes new vectors")
+    assert why.startswith("normal law, rotation random: a few bits of each code must route a search")
+    assert [line.split(":")[0].strip() for line in others[2:]] == [
+        "normal, rotation random",
+        "normal, rotation none",
+    ]
