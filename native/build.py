@@ -10,7 +10,7 @@ HERE = Path(__file__).parent
 SOURCES = (
     "memory", "pages", "locks", "kernels", "kernels_avx2", "kernels_avx512", "kernels_neon", "rotate", "tile",
     "statistics", "epoch", "keys", "slabs", "probe", "heaps", "walk", "filtered", "refine", "link", "tree",
-    "frames", "index", "evacuate", "upkeep", "search", "witness", "check", "store",
+    "frames", "survey", "index", "evacuate", "upkeep", "search", "witness", "check", "store",
 )  # fmt: skip
 
 
