@@ -32,6 +32,7 @@ __all__ = ["Progress", "Reencoder", "mixture"]
 
 SAMPLE = 256  # rows of a slab that are measured: its gain is known to a few percent
 BUSY_S = 1e-3  # between looks whether searches still read what the last move replaced
+LEARNT = 32  # slabs that are learnt from once all have moved: codes of two frames side by side mislead
 PROGRESS_STEPS = 10  # progress events of one re-encode
 
 Vectors = NDArray[np.float32]
@@ -116,6 +117,7 @@ class Reencoder:
         self._leaving: Frame | None = None
         self._moves: list[Move] = []
         self._declined: list[Move] = []
+        self._learning: list[int] = []  # slabs to learn from, once all have moved
         self._reason = ""
         self._total = self._done = 0
         self._began = 0.0
@@ -125,7 +127,7 @@ class Reencoder:
 
     @property
     def waiting(self) -> bool:
-        return self._surveyed < self._end or self._done < self._total
+        return self._surveyed < self._end or self._done < self._total or bool(self._learning)
 
     @property
     def possible(self) -> bool:
@@ -135,11 +137,12 @@ class Reencoder:
     def progress(self, paused: bool, deciding: bool, *, over: bool) -> Progress:
         """Any thread may ask. over: what is under way ends with the next step."""
         surveyed, end, done, total = self._surveyed, self._end, self._done, self._total
+        learning = bool(self._learning) and not over
         if over:
             end = total = 0
         if surveyed < end:
             return Progress("survey", paused, self._reason, surveyed, end, 0, 0.0, None)
-        if done < total:
+        if done < total or learning:
             seconds = time.monotonic() - self._began
             return Progress("moving", paused, self._reason, done, total, self._rows, seconds, self._expected)
         return Progress("waiting" if deciding else "idle", paused, "", 0, 0, 0, 0.0, None)
@@ -199,19 +202,26 @@ class Reencoder:
     def _forget(self) -> None:
         self._surveyed = self._end = 0
         self._total = self._done = 0
-        self._moves, self._declined = [], []
+        self._moves, self._declined, self._learning = [], [], []
         self._leaving = None
 
     def step(self) -> None:
-        """Survey one slab or move one."""
+        """Survey one slab, move one, or learn from one when searches may end now."""
         if self._surveyed < self._end:
             self._survey(self._surveyed)
             if self._surveyed + 1 == self._end:
                 self._decide()
             self._surveyed += 1  # after it: who looks meanwhile must not find nothing under way
         elif self._done < self._total and self._move(self._moves[self._done]):
-            self._done += 1
-            if self._done == self._total:
+            if self._done + 1 == self._total:
+                slabs = max(self._core.slabs, 1)  # all may have been given back since
+                self._learning = np.linspace(0, slabs - 1, min(LEARNT, slabs)).astype(int).tolist()
+            self._done += 1  # after it: who looks meanwhile must not find nothing under way
+        elif self._learning:
+            if self._learning[-1] < self._core.slabs:
+                self._core.learn(self._learning[-1])
+            self._learning.pop()
+            if not self._learning:
                 self._finish()
 
     # ---- survey

@@ -181,6 +181,11 @@ class Core:
         checked(code)
         return True
 
+    def learn(self, slab: int) -> None:
+        """Learn from rows of a slab that was encoded anew how distances between codes grow with rank: by that
+        searches tell when to end."""
+        checked(lib.dl_learn(self._ix, slab))
+
     # ---- writing
 
     def unchanged(

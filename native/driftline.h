@@ -156,6 +156,8 @@ int dl_frame_counts(dl_index *ix, uint32_t frame, int64_t *counts, uint64_t *row
 /* To a tile frame, once new vectors use one. DL_EBUSY while a search may still read a block that was replaced before: so there is
  * never more than one too many. */
 int dl_reencode(dl_index *ix, uint32_t slab, uint32_t frame);
+/* Learn from rows of a slab that was encoded anew when a search may end, as from as many insertions. */
+int dl_learn(dl_index *ix, uint32_t slab);
 
 /* ---- writing: key i is keys[key_offsets[i] .. key_offsets[i + 1]); payloads likewise, or NULL ---- */
 int dl_unchanged(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, const uint8_t *payloads,

@@ -333,6 +333,8 @@ static int move_slab(uint32_t slab, uint32_t frame)
     int code;
     while ((code = dl_reencode(ix, slab, frame)) == DL_EBUSY)
         sched_yield();
+    if (code == DL_OK)
+        code = dl_learn(ix, slab);
     return code;
 }
 
