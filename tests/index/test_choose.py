@@ -71,7 +71,8 @@ def test_what_is_chosen(rows: np.ndarray, expected: tuple[str, str]) -> None:
     assert best.error <= 1.1 * min(code.error for code in chosen.measured) + 1e-10
     error = np.square(rows - encoder.decode(encoder.encode(rows)), dtype=float).sum() / len(rows)
     variance = max(rows.var(axis=0, dtype=float).sum(), 1e-30)
-    assert error / variance == pytest.approx(best.error, rel=0.5, abs=1e-9)
+    # a sample knows little of far tails
+    assert best.error / 3 - 1e-9 <= error / variance <= best.error * 3 + 1e-9
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 15, 100, 255])
