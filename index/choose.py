@@ -114,8 +114,8 @@ def _lowest(draws: Doubles) -> NDArray[np.int64]:
 
 
 def _numbers(seed: int, first: int, count: int) -> Doubles:
-    """`count` random numbers in [0, 1) of a sequence, from place `first` on: SplitMix64 (Steele et al., OOPSLA
-    2014). numpy's generators take 1.6 MB of memory when they are first called."""
+    """`count` random numbers in [0, 1) of a sequence, from place `first` on: SplitMix64 (Steele et al.,
+    OOPSLA 2014). numpy's generators take 1.6 MB of memory when they are first called."""
     places = np.arange(first + 1, first + count + 1, dtype=np.uint64)
     z = np.uint64(seed) + places * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
