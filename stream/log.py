@@ -189,6 +189,7 @@ class Security(TypedDict, total=False):
     ssl_ca_file: str  # certificates to trust, PEM; without it, the system's
     ssl_cert_file: str  # this client's own certificate, PEM
     ssl_key_file: str
+    ssl_key_password: str
 
 
 def open_log(url: str, *, ready_within_s: float = 30.0, **security: Unpack[Security]) -> Log:

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import pytest
 from aiokafka import AIOKafkaProducer
-from driftline.errors import BrokerUnavailable, ConfigError, InvalidInput, LogError
+from driftline.errors import BrokerUnavailable, InvalidInput, LogError
 from driftline.stream.log import Draft, Log, Reader, Record, open_log
 from driftline.stream.partitioner import partition_of
 
@@ -352,44 +352,3 @@ async def test_a_broker_that_does_not_answer(own_broker: KafkaBroker) -> None:
                 except BrokerUnavailable:
                     continue
         assert (await log.end_offsets("t"))[0] >= 2
-
-
-async def test_passwords(tmp_path: Path) -> None:
-    """SASL: the right password opens, a wrong one does not, half of the settings is refused before anything
-    is tried.
-    """
-    client_port, inside_port, controller_port = free_ports(3)
-    inside = f"INSIDE://127.0.0.1:{inside_port}"
-    jaas = 'org.apache.kafka.common.security.plain.PlainLoginModule required user_anna="secret";'
-    properties = single_node_properties(client_port, controller_port) | {
-        "listeners": f"CLIENT://127.0.0.1:{client_port},{inside},CONTROLLER://127.0.0.1:{controller_port}",
-        "advertised.listeners": f"CLIENT://127.0.0.1:{client_port},{inside}",
-        "listener.security.protocol.map": "CLIENT:SASL_PLAINTEXT,INSIDE:PLAINTEXT,CONTROLLER:PLAINTEXT",
-        "inter.broker.listener.name": "INSIDE",
-        "sasl.enabled.mechanisms": "PLAIN",
-        "listener.name.client.plain.sasl.jaas.config": jaas,
-    }
-    url = f"kafka:127.0.0.1:{client_port}"
-    with KafkaBroker(tmp_path, properties, bootstrap=f"127.0.0.1:{client_port}", heap_mb=256):
-        async with open_log(
-            url, security_protocol="SASL_PLAINTEXT", sasl_username="anna", sasl_password="secret"
-        ) as log:
-            await log.create_topic("t")
-            await log.append([Draft("t", b"k", b"v")])
-            reader = await log.reader({("t", 0): 0})
-            assert len(await read_to_end(log, reader, "t")) == 1
-        with pytest.raises(BrokerUnavailable, match="are address and security settings right"):
-            async with open_log(
-                url,
-                ready_within_s=1,
-                security_protocol="SASL_PLAINTEXT",
-                sasl_username="anna",
-                sasl_password="wrong",
-            ):
-                pass
-    with pytest.raises(ConfigError, match="needs sasl_username and sasl_password"):
-        open_log(url, security_protocol="SASL_PLAINTEXT", sasl_username="anna")
-    with pytest.raises(ConfigError, match="security_protocol 'TLS': expected one of PLAINTEXT, SSL"):
-        open_log(url, security_protocol="TLS")
-    with pytest.raises(ConfigError, match="the certificate files of the Kafka connection cannot be used"):
-        open_log(url, security_protocol="SSL", ssl_ca_file=str(tmp_path / "missing.pem"))
