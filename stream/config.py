@@ -188,6 +188,10 @@ class Broker(Section):
     """Password of the key, if it is encrypted. Not as a flag."""
     ssl_key_password_file: Path | None = None
     """A file with the key's password; instead of broker.ssl_key_password."""
+    # Off: of float32 vectors zstd leaves 90 %, snappy all; a record takes 9 instead of 3 us to write (384
+    # dimensions), a lone reply of 400 bytes 45 instead of 11 us. Vectors as JSON shrink to 44 % with zstd.
+    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "none"
+    """Compression of what is written: vectors by `feed`, replies, dead letters, drift events. Any is read."""
 
     @model_validator(mode="after")
     def _whole(self) -> "Broker":

@@ -29,7 +29,9 @@ def open_configured(settings: Settings) -> Log:
     password = secret("ssl_key_password", broker.ssl_key_password, broker.ssl_key_password_file)
     if password is not None:
         security["ssl_key_password"] = password
-    return open_log(settings.log_url, ready_within_s=broker.deadline_s, **security)
+    return open_log(
+        settings.log_url, ready_within_s=broker.deadline_s, compression=broker.compression, **security
+    )
 
 
 def secret(name: str, value: SecretStr | None, file: Path | None) -> str | None:

@@ -4,6 +4,7 @@ clients.
 
 import asyncio
 import itertools
+import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Self
 import pytest
 from aiokafka import AIOKafkaProducer
 from driftline.errors import BrokerUnavailable, InvalidInput, LogError
-from driftline.stream.log import Draft, Log, Reader, Record, open_log
+from driftline.stream.log import Compression, Draft, Log, Reader, Record, open_log
 from driftline.stream.partitioner import partition_of
 
 from ..kafka.broker import KafkaBroker, free_ports, single_node_properties
@@ -352,3 +353,18 @@ async def test_a_broker_that_does_not_answer(own_broker: KafkaBroker) -> None:
                 except BrokerUnavailable:
                     continue
         assert (await log.end_offsets("t"))[0] >= 2
+
+
+@pytest.mark.parametrize("codec", ["none", "gzip", "snappy", "lz4", "zstd"])
+async def test_compression(kafka: KafkaBroker, log: Log, codec: Compression) -> None:
+    """Every codec comes back as it went, also where it gains nothing; what shrinks takes less room."""
+    topic = f"compressed-{codec}"
+    await log.create_topic(topic)
+    same, random = [b"the same again " * 100] * 50, [os.urandom(500) for _ in range(5)]
+    async with open_log(f"kafka:{kafka.bootstrap}", compression=codec) as writer:
+        for values in (same, random):
+            await writer.append([Draft(topic, b"k", value, (("h", b"1"),)) for value in values])
+    reader = await log.reader({(topic, 0): 0})
+    assert [record.value for record in await read_to_end(log, reader, topic)] == same + random
+    stored = sum(file.stat().st_size for file in kafka.directory.glob(f"data/{topic}-0/*.log"))
+    assert (stored > 70_000) == (codec == "none")
