@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -17,6 +17,7 @@ from driftline.stream.log import Compression, Draft, Log, Reader, Record, open_l
 from driftline.stream.partitioner import partition_of
 
 from ..kafka.broker import KafkaBroker, free_ports, single_node_properties
+from ..kafka.link import LossyLink
 
 pytestmark = pytest.mark.kafka
 
@@ -247,53 +248,6 @@ async def test_a_killed_broker(own_broker: KafkaBroker) -> None:
     # What was not acknowledged may be written all the same ("during"), even twice; what was is there, in
     # order.
     assert [value for value in [b"before", *values] if value in acknowledged] == acknowledged
-
-
-class LossyLink:
-    """A TCP proxy that can swallow the answer to a request: the broker has done it, the client never hears of
-    it.
-    """
-
-    def __init__(self, port: int, target: int) -> None:
-        self.port = port
-        self.target = target
-        self.swallow: bytes | None = (
-            None  # a request with these bytes in it gets no answer, its connection is cut
-        )
-        self.swallowed = 0
-        self._server: asyncio.Server | None = None
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._server is not None
-        self._server.close()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        inside_reader, inside_writer = await asyncio.open_connection("127.0.0.1", self.target)
-        try:
-            while True:  # requests and answers alternate: the client has one of each kind on its way
-                request = await frame(reader)
-                inside_writer.write(request)
-                answer = await frame(inside_reader)
-                if self.swallow is not None and self.swallow in request:
-                    self.swallow = None
-                    self.swallowed += 1
-                    return
-                writer.write(answer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-            inside_writer.close()
-
-
-async def frame(reader: asyncio.StreamReader) -> bytes:
-    """One length-prefixed request or answer of Kafka's protocol."""
-    head = await reader.readexactly(4)
-    return head + await reader.readexactly(int.from_bytes(head))
 
 
 async def test_a_lost_acknowledgement(tmp_path: Path) -> None:
