@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
 
 from aiokafka.admin import AIOKafkaAdminClient
 
 from .broker import KafkaBroker, free_ports, single_node_properties
+from .link import LossyLink
 
 __all__ = ["KafkaCluster"]
 
@@ -21,18 +22,16 @@ WHOLE_S = 90.0  # for every replica to be in sync again after a broker came back
 class KafkaCluster:
     """Three nodes, each broker and controller, on free ports of 127.0.0.1.
 
-    Each node listens twice. `bootstrap` leads to the brokers themselves, for those who watch. `clients` is
-    the ports to be used by what is tested: `advertised` may put others in front of them, a proxy's, by node.
+    `bootstrap` leads to the brokers themselves, for those who watch. `url` is for what is tested: it leads
+    through proxies, which are there while `links` is entered.
     """
 
-    def __init__(self, directory: Path, advertised: Mapping[int, int] | None = None) -> None:
-        ports = free_ports(9)
-        self.clients = dict(zip(NODES, ports[:3], strict=True))
-        inside = dict(zip(NODES, ports[3:6], strict=True))
-        controllers = dict(zip(NODES, ports[6:], strict=True))
-        advertised = advertised or self.clients
-        self.bootstrap = ",".join(f"127.0.0.1:{port}" for port in inside.values())
-        self.url = "kafka:" + ",".join(f"127.0.0.1:{port}" for port in advertised.values())
+    def __init__(self, directory: Path) -> None:
+        ports = free_ports(4 * len(NODES))
+        outside, clients, inside, controllers = (dict(zip(NODES, ports[n::4], strict=True)) for n in range(4))
+        self._links = [(outside[node], clients[node]) for node in NODES]
+        self.bootstrap = addresses(inside)
+        self.url = f"kafka:{addresses(outside)}"
         voters = ",".join(f"{node}@127.0.0.1:{port}" for node, port in controllers.items())
         self.brokers: dict[int, KafkaBroker] = {}
         for node in NODES:
@@ -41,9 +40,9 @@ class KafkaCluster:
             properties |= {
                 "node.id": str(node),
                 "controller.quorum.voters": voters,
-                "listeners": f"PLAINTEXT://127.0.0.1:{self.clients[node]},{internal},"
+                "listeners": f"PLAINTEXT://127.0.0.1:{clients[node]},{internal},"
                 f"CONTROLLER://127.0.0.1:{controllers[node]}",
-                "advertised.listeners": f"PLAINTEXT://127.0.0.1:{advertised[node]},{internal}",
+                "advertised.listeners": f"PLAINTEXT://127.0.0.1:{outside[node]},{internal}",
                 "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,INSIDE:PLAINTEXT,CONTROLLER:PLAINTEXT",
                 "inter.broker.listener.name": "INSIDE",
                 "default.replication.factor": "3",
@@ -70,6 +69,12 @@ class KafkaCluster:
     def __exit__(self, *_: object) -> None:
         for broker in self.brokers.values():
             broker.kill()  # in order, the last two would wait for a majority that is gone
+
+    @asynccontextmanager
+    async def links(self) -> AsyncGenerator[list[LossyLink]]:
+        """The proxies that clients come through, one for each broker."""
+        async with AsyncExitStack() as stack:
+            yield [await stack.enter_async_context(LossyLink(*ports)) for ports in self._links]
 
     async def leader(self, topic: str, partition: int) -> int:
         """The node that leads a partition."""
@@ -102,3 +107,7 @@ class KafkaCluster:
             yield admin
         finally:
             await admin.close()
+
+
+def addresses(ports: Mapping[int, int]) -> str:
+    return ",".join(f"127.0.0.1:{port}" for port in ports.values())

@@ -1,8 +1,10 @@
-"""The log on a cluster of three brokers, of which one at a time is killed under load."""
+"""A cluster of three brokers, of which one at a time is killed: the log on it, and a service, to which more
+happens (chaos.py; `make chaos` is the long form)."""
 
 import asyncio
 import itertools
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from driftline.errors import LogError
 from driftline.stream.log import Draft, Log, open_log
 
 from ..kafka.cluster import KafkaCluster
+from .chaos import Chaos, Plan
 from .running import eventually
 
 pytestmark = pytest.mark.kafka
@@ -17,6 +20,13 @@ pytestmark = pytest.mark.kafka
 DEADLINE_S = 120.0
 TOPIC, GROUP = "t", "g"
 PARTITIONS = 4
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
+    """Its clients come through the links that each test opens."""
+    with KafkaCluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
 
 
 async def appending(log: Log, written: list[tuple[int, bytes]], stop: asyncio.Event) -> dict[int, int]:
@@ -59,37 +69,47 @@ async def more(entries: list[tuple[int, bytes]], count: int) -> None:
     await eventually(lambda: len(entries) >= wanted, f"{count} more", DEADLINE_S)
 
 
-async def test_leaders_and_coordinators_are_killed(tmp_path: Path) -> None:
+async def test_leaders_and_coordinators_are_killed(cluster: KafkaCluster) -> None:
     """Under load, the leader of a partition and the group's coordinator: what was acknowledged is read once,
     in order, by a reader that was there all along; the group's offsets are those of the last commit."""
     written: list[tuple[int, bytes]] = []
     seen: list[tuple[int, bytes]] = []
-    with KafkaCluster(tmp_path) as cluster:
-        async with open_log(cluster.url) as log:
-            await log.create_topic(TOPIC, partitions=PARTITIONS)
-            stop = asyncio.Event()
-            async with asyncio.TaskGroup() as group:
-                feeding = group.create_task(appending(log, written, stop))
-                following = group.create_task(reading(log, seen))
-                for victim in ("leader", "coordinator"):
-                    await more(written, 200)
-                    node = await (
-                        cluster.leader(TOPIC, 1) if victim == "leader" else cluster.coordinator(GROUP)
-                    )
-                    await asyncio.to_thread(cluster.brokers[node].kill)
-                    await more(written, 200)  # two of three go on
-                    await asyncio.to_thread(cluster.brokers[node].start)
-                    await cluster.whole([TOPIC])
+    async with open_log(f"kafka:{cluster.bootstrap}") as log:
+        await log.create_topic(TOPIC, partitions=PARTITIONS)
+        stop = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            feeding = group.create_task(appending(log, written, stop))
+            following = group.create_task(reading(log, seen))
+            for victim in ("leader", "coordinator"):
                 await more(written, 200)
-                stop.set()
-                offsets = await feeding
-                last = [Draft(TOPIC, b"k", b"last", partition=p) for p in range(PARTITIONS)]
-                await log.append(last)
-                ended = {(p, b"last") for p in range(PARTITIONS)}
-                await eventually(lambda: ended <= set(seen[-1000:]), "all read", DEADLINE_S)
-                following.cancel()
-            assert await log.committed(GROUP, TOPIC) == offsets
+                node = await (cluster.leader(TOPIC, 1) if victim == "leader" else cluster.coordinator(GROUP))
+                await asyncio.to_thread(cluster.brokers[node].kill)
+                await more(written, 200)  # two of three go on
+                await asyncio.to_thread(cluster.brokers[node].start)
+                await cluster.whole([TOPIC])
+            await more(written, 200)
+            stop.set()
+            offsets = await feeding
+            last = [Draft(TOPIC, b"k", b"last", partition=p) for p in range(PARTITIONS)]
+            await log.append(last)
+            ended = {(p, b"last") for p in range(PARTITIONS)}
+            await eventually(lambda: ended <= set(seen[-1000:]), "all read", DEADLINE_S)
+            following.cancel()
+        assert await log.committed(GROUP, TOPIC) == offsets
     assert max(Counter(value for _, value in seen if value != b"last").values()) == 1
     acknowledged = set(written)
     kept = [entry for entry in seen if entry in acknowledged]
     assert by_partition(kept) == by_partition(written)
+
+
+async def test_chaos(cluster: KafkaCluster, tmp_path: Path) -> None:
+    """The service killed in every phase, its connections failing in every way, a leader and a coordinator
+    killed: in the end its live set is that of a plain fold, and its index is sound."""
+    plan = Plan(seed=1, kills=4, cuts=4, leaders=1, coordinators=1, verify_every=8)
+    async with cluster.links() as links:
+        found = await Chaos(cluster, links, tmp_path, plan, print).run()
+    print(found)  # pytest shows it when something is wrong
+    assert found.wrong == []
+    assert found.verified == 1
+    assert found.live > 1000
+    assert found.searches["answered"] > 0
