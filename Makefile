@@ -6,7 +6,7 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo build test lint bench sanitize fuzz arm64 clean
+.PHONY: help demo build test lint bench chaos sanitize fuzz arm64 clean
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 C_SOURCES := $(filter-out native/_core.c,$(wildcard native/*.c))
 NATIVE := $(C_SOURCES) $(wildcard native/*.h native/build.py)
 C_STRICT := -std=c11 -D_DEFAULT_SOURCE -O2 -Wall -Wextra -Wshadow -Werror
-# Some pytest options, say: make test ARGS="-k drift"
+# Some options of pytest or of a script, say: make test ARGS="-k drift"
 ARGS ?=
 CC ?= cc
 
@@ -25,6 +25,7 @@ help:
 	@echo "make test    the test suite, on a real Apache Kafka; ARGS=... goes to pytest"
 	@echo "make lint    ruff, pyright, and the C sources with every warning an error"
 	@echo "make bench   the benchmarks, one after the other"
+	@echo "make chaos   kills the service and three brokers again and again; half an hour; ARGS=\"--kills 20 --seed 7\""
 	@echo "make build   only the virtual environment, .venv, with driftline in it"
 	@echo "make sanitize  the C core under ASan, UBSan and TSan; SECONDS=... for each"
 	@echo "make fuzz    the loader and sequences of operations under libFuzzer; SECONDS=... for each"
@@ -71,6 +72,11 @@ bench: build
 	@.ci/quietly install "the libraries to measure against" $(BIN)/pip install -e ".[peers]"
 	@for question in $(QUESTIONS); do \
 		echo "bench     benchmarks/$$question.py"; $(BIN)/python benchmarks/$$question.py; done
+
+chaos: build
+	@.ci/system java
+	@.ci/quietly kafka "Apache Kafka, kept in $${XDG_CACHE_HOME:-~/.cache}/driftline" tests/kafka/install.sh
+	@$(BIN)/python benchmarks/chaos.py $(ARGS)
 
 SECONDS ?= 60
 STRESS := tests/native/stress.c $(C_SOURCES)

@@ -15,8 +15,8 @@ from ..errors import InvalidInput
 from .clients import SearchClient
 from .config import Settings
 from .feeding import progress_bar
-from .log import open_log
 from .messages import Hit, Offsets, Reply
+from .opening import open_configured
 from .sources import open_source
 
 __all__ = ["search"]
@@ -54,7 +54,7 @@ async def search(
     chosen = None if filter is None else _filter(filter)
     topics = settings.topics
     async with (
-        open_log(settings.log_url, ready_within_s=settings.broker.deadline_s) as log,
+        open_configured(settings) as log,
         SearchClient(
             log, topics.search, topics.replies, model=settings.index.embedding_model, max_in_flight=IN_FLIGHT
         ) as client,

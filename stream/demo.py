@@ -28,8 +28,9 @@ from .demo_stage import Child, Data
 from .drift_words import sentence
 from .feeding import progress_bar
 from .history import drift
-from .log import Log, open_log
+from .log import Log
 from .messages import Offsets, Reply
+from .opening import open_configured
 
 __all__ = ["run"]
 
@@ -65,7 +66,7 @@ async def _play(data: Data, child: Child, console: Console) -> dict[str, Any]:
         f"Ready after {started:.1f} s. It follows the topic {topics.vectors} and answers {topics.search}."
     )
     async with (
-        open_log(settings.log_url) as log,
+        open_configured(settings) as log,
         FeedClient(log, topics.vectors) as feed,
         SearchClient(log, topics.search, topics.replies) as client,
     ):

@@ -2,7 +2,8 @@
 
 An event is a name (`ingest.batch`) and fields whose names carry their unit (`_ms`, `_s`, `_bytes`).
 docs/drift.md lists the events of the index, docs/operations.md those of the service. The logger is made
-once, by the command line, and handed on.
+once, by the command line, and handed on. Tracebacks are without the values of variables: passwords are
+among them, and vectors.
 """
 
 import logging
@@ -34,10 +35,16 @@ def make_logger(settings: Logging, stream: TextIO = sys.stdout) -> Logger:
     shared: list[Processor] = [structlog.processors.add_log_level, timestamp]
     if console:
         shared.append(
-            structlog.dev.ConsoleRenderer(colors=stream.isatty(), timestamp_key="time", pad_event_to=22)
+            structlog.dev.ConsoleRenderer(
+                colors=stream.isatty(),
+                timestamp_key="time",
+                pad_event_to=22,
+                exception_formatter=structlog.dev.plain_traceback,
+            )
         )
     else:
-        shared += [structlog.processors.dict_tracebacks, _headline_first]
+        tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        shared += [structlog.processors.ExceptionRenderer(tracebacks), _headline_first]
         shared.append(structlog.processors.JSONRenderer(default=str))
     return cast(
         Logger,

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .clients import FeedClient
 from .config import Settings
-from .log import open_log
+from .opening import open_configured
 from .sources import open_source
 from .topics import prepare_topics
 
@@ -53,7 +53,7 @@ async def feed(
     with open_source(file, dataset=dataset, ids=ids) as source, progress_bar() as progress:
         total = source.rows if limit is None else min(limit, source.rows or limit)
         bar = progress.add_task(file.name, total=total, note="")
-        async with open_log(settings.log_url, ready_within_s=settings.broker.deadline_s) as log:
+        async with open_configured(settings) as log:
             await prepare_topics(log, settings, [settings.topics.vectors])
             model = settings.index.embedding_model
             async with FeedClient(log, settings.topics.vectors, model=model) as client:

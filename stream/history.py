@@ -11,7 +11,8 @@ from typing import Any, cast
 from ..errors import ConfigError
 from .config import Settings
 from .control import ServiceUnreachable, ask
-from .log import Log, Record, open_log
+from .log import Log, Record
+from .opening import open_configured
 
 __all__ = ["DriftEvent", "drift", "follow", "history", "now_of", "start_of", "status_of"]
 
@@ -35,7 +36,7 @@ DriftEvent = Mapping[str, Any]
 async def drift(settings: Settings, limit: int) -> dict[str, Any]:
     """The newest `limit` drift events, oldest first, and frames and fit loss of the service if one
     answers."""
-    async with open_log(settings.log_url, ready_within_s=settings.broker.deadline_s) as log:
+    async with open_configured(settings) as log:
         # At most `limit` of them are shown, so that no more than so many of each partition need be read.
         events = [event async for event in _events(log, settings.topics.drift, limit)]
     events.sort(key=lambda event: event["time_ms"])
@@ -48,7 +49,7 @@ async def history(settings: Settings, since_ms: int) -> list[DriftEvent]:
     Reads the topic from its beginning: a frame that was opened long ago may code vectors today.
     """
     kept: dict[bytes, DriftEvent] = {}
-    async with open_log(settings.log_url, ready_within_s=settings.broker.deadline_s) as log:
+    async with open_configured(settings) as log:
         async for event in _events(log, settings.topics.drift, None):
             of_frames = event["event"].startswith("frame.")
             if event["topic"] == settings.topics.vectors and (event["time_ms"] >= since_ms or of_frames):
@@ -61,7 +62,7 @@ async def follow(settings: Settings, limit: int, every_s: float) -> AsyncIterato
     `every_s` in which nothing came. Never ends."""
     topic, collection = settings.topics.drift, settings.topics.vectors
     known: dict[bytes, None] = {}
-    async with open_log(settings.log_url, ready_within_s=settings.broker.deadline_s) as log:
+    async with open_configured(settings) as log:
         begins, ends = await log.begin_offsets(topic), await log.end_offsets(topic)
         starts = {(topic, partition): max(begins[partition], end - limit) for partition, end in ends.items()}
         reader = await log.reader(starts)

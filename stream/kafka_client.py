@@ -16,6 +16,7 @@ from typing import Any, TypeVar, Unpack
 
 from aiokafka import AIOKafkaClient, errors
 from aiokafka.client import ConnectionGroup, CoordinationType
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.protocol.metadata import MetadataRequest
 
 from ..errors import BrokerUnavailable, ConfigError, InvalidInput, LogError, TopicNotFound
@@ -37,6 +38,13 @@ UNREACHABLE = (
     errors.StaleMetadata,
 )
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+# The broker was reached, and it or we will have nothing to do with the other: trying again will not help.
+REFUSED = (
+    errors.SaslAuthenticationFailed,
+    errors.UnsupportedSaslMechanismError,
+    errors.IllegalSaslStateError,
+    ssl.SSLCertVerificationError,
+)
 
 
 def connection_settings(servers: str, **security: Unpack[Security]) -> dict[str, Any]:
@@ -72,7 +80,12 @@ def connection_settings(servers: str, **security: Unpack[Security]) -> dict[str,
         try:
             context = ssl.create_default_context(cafile=security.get("ssl_ca_file"))
             if "ssl_cert_file" in security:
-                context.load_cert_chain(security["ssl_cert_file"], security.get("ssl_key_file"))
+                # A password in any case: without one OpenSSL asks the terminal for it.
+                context.load_cert_chain(
+                    security["ssl_cert_file"],
+                    security.get("ssl_key_file"),
+                    security.get("ssl_key_password", ""),
+                )
         except (OSError, ssl.SSLError) as error:
             raise ConfigError(
                 f"the certificate files of the Kafka connection cannot be used: {error}"
@@ -95,7 +108,10 @@ class KafkaClient:
         self._leaders: dict[tuple[str, int], int] = {}
 
     async def connect(self) -> None:
-        """Reach any broker of the list, trying again until the deadline. Raises BrokerUnavailable."""
+        """Reach any broker of the list, trying again until the deadline.
+
+        Raises BrokerUnavailable, and ConfigError at once where user, password or certificate is refused.
+        """
         last: errors.KafkaError | None = None
         try:
             async with asyncio.timeout(self.within_s):
@@ -106,6 +122,7 @@ class KafkaClient:
                         self._client = client
                     except errors.KafkaError as error:
                         last = error
+                        await self._check_refused()
                         await asyncio.sleep(RECONNECT_S)
                     finally:
                         if self._client is None:
@@ -115,6 +132,20 @@ class KafkaClient:
                 f"no Kafka broker could be used at {self.servers} within {self.within_s:g} s: "
                 "is it running, and are address and security settings right?"
             ) from last or late
+
+    async def _check_refused(self) -> None:
+        """Raise ConfigError if a broker refuses us: the client only logs why it could not connect."""
+        settings = {name: value for name, value in self._settings.items() if name != "bootstrap_servers"}
+        for server in self._settings["bootstrap_servers"]:
+            host, _, port = server.rpartition(":")
+            try:
+                connection: Any = AIOKafkaConnection(host, int(port), **settings)
+                await connection.connect()
+                connection.close()
+            except REFUSED as error:
+                raise ConfigError(f"Kafka at {server} cannot be used with these settings: {error}") from error
+            except (OSError, errors.KafkaError, TimeoutError):
+                continue
 
     async def close(self) -> None:
         client, self._client = self._client, None

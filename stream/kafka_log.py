@@ -16,7 +16,19 @@ from ..errors import InvalidInput, LogError
 from .kafka_client import KafkaClient, connection_settings, turned
 from .kafka_producer import KafkaProducer
 from .kafka_topics import KafkaTopics
-from .log import FETCH_RECORDS, Draft, Headers, Position, Reader, Record, Security, Topic, outside, route
+from .log import (
+    FETCH_RECORDS,
+    Compression,
+    Draft,
+    Headers,
+    Position,
+    Reader,
+    Record,
+    Security,
+    Topic,
+    outside,
+    route,
+)
 
 __all__ = ["KafkaLog", "KafkaReader"]
 
@@ -30,13 +42,20 @@ PARTITION_BYTES = 4 << 20  # of one partition in it: a thousand records of 3 KB
 class KafkaLog:
     """A Kafka cluster as a `Log`."""
 
-    def __init__(self, servers: str, *, ready_within_s: float = 30.0, **security: Unpack[Security]) -> None:
+    def __init__(
+        self,
+        servers: str,
+        *,
+        ready_within_s: float = 30.0,
+        compression: Compression = "none",
+        **security: Unpack[Security],
+    ) -> None:
         self._within_s = ready_within_s
         self._settings = connection_settings(servers, **security)
         self._client = KafkaClient(servers, ready_within_s, self._settings)
         self._topics = KafkaTopics(self._client)
         self._tasks = asyncio.TaskGroup()
-        self._producer = KafkaProducer(self._client, self._tasks)
+        self._producer = KafkaProducer(self._client, self._tasks, compression)
         self._readers: set[KafkaReader] = set()
         self._turn = 0
         self._opened = False

@@ -23,7 +23,7 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from ..errors import LogError
 from .kafka_client import REQUEST_S, KafkaClient, check, turned
-from .log import Draft, record_bytes
+from .log import Compression, Draft, record_bytes
 
 __all__ = ["KafkaProducer"]
 
@@ -31,6 +31,8 @@ BATCH_BYTES = 512 << 10  # half of Kafka's default limit; larger ones gained not
 UNBOUNDED = 2**31 - 1  # for the builder, which would leave records out: `fill` minds the size
 ALL_REPLICAS = -1
 MAGIC = 2  # the record batch format since Kafka 0.11
+# As a batch names its codec. A batch that a codec does not make smaller goes as it is.
+CODECS: dict[Compression, int] = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 NO_TRANSACTIONS: Any = None  # allowed by the protocol, forbidden by aiokafka's annotation
 TRANSACTION_MS = 60_000  # must be given, means nothing without a transactional id
 # The broker and we disagree about sequence numbers: nothing is stored, and nothing will be under this
@@ -69,9 +71,10 @@ class Lane:
 class KafkaProducer:
     """Lanes over one client. `tasks` runs them; closing that group ends this producer."""
 
-    def __init__(self, client: KafkaClient, tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, client: KafkaClient, tasks: asyncio.TaskGroup, compression: Compression) -> None:
         self._client = client
         self._tasks = tasks
+        self._codec = CODECS[compression]
         self._lanes: dict[tuple[str, int], Lane] = {}
         self._producer: tuple[int, int] | None = None
         self._asking = asyncio.Lock()
@@ -118,7 +121,7 @@ class KafkaProducer:
             producer = await self._client.ask(what, self._producer_id)
             if lane.producer != producer:
                 lane.producer, lane.sequence = producer, 0
-            batch: Any = DefaultRecordBatchBuilder(MAGIC, 0, 0, *producer, lane.sequence, UNBOUNDED)
+            batch: Any = DefaultRecordBatchBuilder(MAGIC, self._codec, 0, *producer, lane.sequence, UNBOUNDED)
             count = fill(batch, lane, taken)
             if not count:
                 return

@@ -17,12 +17,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self, TypedDict, Unpack
+from typing import Literal, Protocol, Self, TypedDict, Unpack
 
 from ..errors import InvalidInput, LogError
 from .partitioner import partition_of
 
 __all__ = [
+    "Compression",
     "Draft",
     "Headers",
     "Log",
@@ -40,6 +41,7 @@ __all__ = [
 ]
 
 Headers = tuple[tuple[str, bytes], ...]
+Compression = Literal["none", "gzip", "snappy", "lz4", "zstd"]
 
 FETCH_RECORDS = 1000  # what one fetch returns at most unless asked otherwise
 RECORD_OVERHEAD = 100  # bytes: Kafka's batch header (61) and the record's own varints (at most 36)
@@ -189,12 +191,20 @@ class Security(TypedDict, total=False):
     ssl_ca_file: str  # certificates to trust, PEM; without it, the system's
     ssl_cert_file: str  # this client's own certificate, PEM
     ssl_key_file: str
+    ssl_key_password: str
 
 
-def open_log(url: str, *, ready_within_s: float = 30.0, **security: Unpack[Security]) -> Log:
+def open_log(
+    url: str,
+    *,
+    ready_within_s: float = 30.0,
+    compression: Compression = "none",
+    **security: Unpack[Security],
+) -> Log:
     """The log at `local:DIRECTORY` or `kafka:HOST:PORT[,HOST:PORT...]`; `async with` opens it.
 
-    `ready_within_s` bounds how long opening tries, and each later call waits, for a broker.
+    `ready_within_s` bounds how long opening tries, and each later call waits, for a broker. `compression` is
+    of the records appended to Kafka; what is read may be compressed in any way.
     """
     # Imported here: a local log needs no Kafka client (150 ms to load), and Kafka needs no LMDB.
     scheme, _, place = url.partition(":")
@@ -205,7 +215,7 @@ def open_log(url: str, *, ready_within_s: float = 30.0, **security: Unpack[Secur
     if scheme == "kafka" and place:
         from .kafka_log import KafkaLog
 
-        return KafkaLog(place, ready_within_s=ready_within_s, **security)
+        return KafkaLog(place, ready_within_s=ready_within_s, compression=compression, **security)
     raise InvalidInput(f"log {url!r}: expected local:DIRECTORY or kafka:HOST:PORT[,HOST:PORT...]")
 
 

@@ -65,7 +65,7 @@ def settings_of(
     config: Path | None, log: str | None, data_dir: Path | None, sets: list[str] | None, **flags: object
 ) -> "Settings":
     """Settings from file, environment and flags; a flag that was not given is None."""
-    from .config import Sourced, load
+    from .config import Sourced, load, secrets
 
     given = {
         "log": log,
@@ -81,6 +81,11 @@ def settings_of(
         name, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"--set {text}: expected NAME=VALUE")
+        if name.strip() in secrets():
+            raise ConfigError(
+                f"--set {name.strip()}: a command line is seen by everybody on the machine; "
+                f"set {name.strip()}_file, or the environment variable"
+            )
         layer[name.strip()] = Sourced(value, "flag --set")
     return load(config, None, layer)
 

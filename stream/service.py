@@ -22,7 +22,8 @@ from .drift_events import DriftEvents
 from .endings import explanation
 from .events import Logger
 from .ingest import Ingest, starting_offsets
-from .log import Log, Topic, open_log
+from .log import Log, Topic
+from .opening import open_configured
 from .outbox import Outbox
 from .queries import Queries
 from .reencoding import by_hand
@@ -68,7 +69,7 @@ async def _start(settings: Settings, logger: Logger) -> None:
     _on_signals(task.cancel)
     shard = await asyncio.to_thread(Shard.open, settings, logger)
     try:
-        async with open_log(settings.log_url, ready_within_s=settings.broker.deadline_s) as log:
+        async with open_configured(settings) as log:
             names = settings.topics
             needed = [names.vectors, names.search, names.replies, names.dead_letters, names.drift]
             for topic in await prepare_topics(log, settings, needed):

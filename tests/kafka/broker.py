@@ -116,8 +116,9 @@ class KafkaBroker:
 
     Without `properties` it is a plain single node on free ports of 127.0.0.1. With them they are used as they
     stand (a compose file's environment, say), except that `log.dirs` is set to the data directory;
-    `bootstrap` must then name the address that clients use. `overrides` are laid over either. `start` may be
-    called again after `stop` or `kill`: ports and data are kept.
+    `bootstrap` must then name the address that clients use. `overrides` are laid over either. `scram` are
+    users of a new cluster, as kafka-storage's --add-scram takes them. `start` may be called again after
+    `stop` or `kill`: ports and data are kept.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class KafkaBroker:
         overrides: Mapping[str, str] | None = None,
         heap_mb: int = 512,
         log_level: str = "warn",
+        scram: Sequence[str] = (),
     ) -> None:
         if properties is None:
             client_port, controller_port = free_ports(2)
@@ -143,6 +145,7 @@ class KafkaBroker:
         self._properties_file = directory / "server.properties"
         self._heap_mb = heap_mb
         self._log_level = log_level
+        self._users = [word for user in scram for word in ("--add-scram", user)]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, *, within_s: float = START_S) -> Self:
@@ -153,7 +156,7 @@ class KafkaBroker:
         lines = "".join(f"{name}={value}\n" for name, value in self.properties.items())
         self._properties_file.write_text(lines)
         run_tool("kafka.tools.StorageTool", "format", "--ignore-formatted",
-                 "-c", str(self._properties_file), "-t", CLUSTER_ID)  # fmt: skip
+                 "-c", str(self._properties_file), "-t", CLUSTER_ID, *self._users)  # fmt: skip
         command = java(heap_mb=self._heap_mb, log_level=self._log_level)
         with self.log_file.open("ab") as log:
             already = log.tell()

@@ -4,18 +4,20 @@ clients.
 
 import asyncio
 import itertools
+import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
-from driftline.errors import BrokerUnavailable, ConfigError, InvalidInput, LogError
-from driftline.stream.log import Draft, Log, Reader, Record, open_log
+from driftline.errors import BrokerUnavailable, InvalidInput, LogError
+from driftline.stream.log import Compression, Draft, Log, Reader, Record, open_log
 from driftline.stream.partitioner import partition_of
 
 from ..kafka.broker import KafkaBroker, free_ports, single_node_properties
+from ..kafka.link import LossyLink
 
 pytestmark = pytest.mark.kafka
 
@@ -248,53 +250,6 @@ async def test_a_killed_broker(own_broker: KafkaBroker) -> None:
     assert [value for value in [b"before", *values] if value in acknowledged] == acknowledged
 
 
-class LossyLink:
-    """A TCP proxy that can swallow the answer to a request: the broker has done it, the client never hears of
-    it.
-    """
-
-    def __init__(self, port: int, target: int) -> None:
-        self.port = port
-        self.target = target
-        self.swallow: bytes | None = (
-            None  # a request with these bytes in it gets no answer, its connection is cut
-        )
-        self.swallowed = 0
-        self._server: asyncio.Server | None = None
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._server is not None
-        self._server.close()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        inside_reader, inside_writer = await asyncio.open_connection("127.0.0.1", self.target)
-        try:
-            while True:  # requests and answers alternate: the client has one of each kind on its way
-                request = await frame(reader)
-                inside_writer.write(request)
-                answer = await frame(inside_reader)
-                if self.swallow is not None and self.swallow in request:
-                    self.swallow = None
-                    self.swallowed += 1
-                    return
-                writer.write(answer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-            inside_writer.close()
-
-
-async def frame(reader: asyncio.StreamReader) -> bytes:
-    """One length-prefixed request or answer of Kafka's protocol."""
-    head = await reader.readexactly(4)
-    return head + await reader.readexactly(int.from_bytes(head))
-
-
 async def test_a_lost_acknowledgement(tmp_path: Path) -> None:
     """The broker has written a batch, the answer is lost: sent again, it is stored once, and its positions
     are true.
@@ -354,42 +309,16 @@ async def test_a_broker_that_does_not_answer(own_broker: KafkaBroker) -> None:
         assert (await log.end_offsets("t"))[0] >= 2
 
 
-async def test_passwords(tmp_path: Path) -> None:
-    """SASL: the right password opens, a wrong one does not, half of the settings is refused before anything
-    is tried.
-    """
-    client_port, inside_port, controller_port = free_ports(3)
-    inside = f"INSIDE://127.0.0.1:{inside_port}"
-    jaas = 'org.apache.kafka.common.security.plain.PlainLoginModule required user_anna="secret";'
-    properties = single_node_properties(client_port, controller_port) | {
-        "listeners": f"CLIENT://127.0.0.1:{client_port},{inside},CONTROLLER://127.0.0.1:{controller_port}",
-        "advertised.listeners": f"CLIENT://127.0.0.1:{client_port},{inside}",
-        "listener.security.protocol.map": "CLIENT:SASL_PLAINTEXT,INSIDE:PLAINTEXT,CONTROLLER:PLAINTEXT",
-        "inter.broker.listener.name": "INSIDE",
-        "sasl.enabled.mechanisms": "PLAIN",
-        "listener.name.client.plain.sasl.jaas.config": jaas,
-    }
-    url = f"kafka:127.0.0.1:{client_port}"
-    with KafkaBroker(tmp_path, properties, bootstrap=f"127.0.0.1:{client_port}", heap_mb=256):
-        async with open_log(
-            url, security_protocol="SASL_PLAINTEXT", sasl_username="anna", sasl_password="secret"
-        ) as log:
-            await log.create_topic("t")
-            await log.append([Draft("t", b"k", b"v")])
-            reader = await log.reader({("t", 0): 0})
-            assert len(await read_to_end(log, reader, "t")) == 1
-        with pytest.raises(BrokerUnavailable, match="are address and security settings right"):
-            async with open_log(
-                url,
-                ready_within_s=1,
-                security_protocol="SASL_PLAINTEXT",
-                sasl_username="anna",
-                sasl_password="wrong",
-            ):
-                pass
-    with pytest.raises(ConfigError, match="needs sasl_username and sasl_password"):
-        open_log(url, security_protocol="SASL_PLAINTEXT", sasl_username="anna")
-    with pytest.raises(ConfigError, match="security_protocol 'TLS': expected one of PLAINTEXT, SSL"):
-        open_log(url, security_protocol="TLS")
-    with pytest.raises(ConfigError, match="the certificate files of the Kafka connection cannot be used"):
-        open_log(url, security_protocol="SSL", ssl_ca_file=str(tmp_path / "missing.pem"))
+@pytest.mark.parametrize("codec", ["none", "gzip", "snappy", "lz4", "zstd"])
+async def test_compression(kafka: KafkaBroker, log: Log, codec: Compression) -> None:
+    """Every codec comes back as it went, also where it gains nothing; what shrinks takes less room."""
+    topic = f"compressed-{codec}"
+    await log.create_topic(topic)
+    same, random = [b"the same again " * 100] * 50, [os.urandom(500) for _ in range(5)]
+    async with open_log(f"kafka:{kafka.bootstrap}", compression=codec) as writer:
+        for values in (same, random):
+            await writer.append([Draft(topic, b"k", value, (("h", b"1"),)) for value in values])
+    reader = await log.reader({(topic, 0): 0})
+    assert [record.value for record in await read_to_end(log, reader, topic)] == same + random
+    stored = sum(file.stat().st_size for file in kafka.directory.glob(f"data/{topic}-0/*.log"))
+    assert (stored > 70_000) == (codec == "none")

@@ -1,0 +1,60 @@
+"""What a topic of vectors comes to, by a plain consumer: nothing of driftline is used here."""
+
+import asyncio
+from typing import Any
+
+import msgpack
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+__all__ = ["Fold", "Live"]
+
+Live = dict[
+    bytes, tuple[bytes, bytes]
+]  # key -> vector as little-endian float32, attributes as msgpack or b""
+DEADLINE_S = 120.0
+
+
+class Fold:
+    """The live set of a topic, folded on from where it was each time it is asked for.
+
+    Values are bare float32, or msgpack maps with `vector` as bytes and flat `attributes`.
+    """
+
+    def __init__(self, bootstrap: str, topic: str, partitions: int) -> None:
+        self._places = [TopicPartition(topic, partition) for partition in range(partitions)]
+        self._bootstrap = bootstrap
+        self._live: Live = {}
+        self._starts = dict.fromkeys(self._places, 0)
+        self.records = 0
+
+    async def live(self) -> Live:
+        """The last committed value of every key, up to the end of the topic as it is now."""
+        consumer: Any = AIOKafkaConsumer(
+            bootstrap_servers=self._bootstrap, isolation_level="read_committed", enable_auto_commit=False
+        )
+        await consumer.start()
+        try:
+            consumer.assign(self._places)
+            for place, start in self._starts.items():
+                consumer.seek(place, start)
+            ends = await consumer.end_offsets(self._places)
+            async with asyncio.timeout(DEADLINE_S):
+                while any([await consumer.position(place) < ends[place] for place in self._places]):
+                    for records in (await consumer.getmany(timeout_ms=200)).values():
+                        for record in records:
+                            self._take(record)
+            self._starts = {place: await consumer.position(place) for place in self._places}
+        finally:
+            await consumer.stop()
+        return dict(self._live)
+
+    def _take(self, record: Any) -> None:
+        self.records += 1
+        if record.value is None:
+            self._live.pop(record.key, None)
+        elif dict(record.headers)["content-type"] == b"application/octet-stream":
+            self._live[record.key] = (record.value, b"")
+        else:
+            document = msgpack.unpackb(record.value)
+            attributes = dict(sorted(document["attributes"].items()))
+            self._live[record.key] = (document["vector"], msgpack.packb(attributes))
