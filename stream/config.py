@@ -104,6 +104,8 @@ class Ingest(Section):
     """Decoded batches that may wait for the index."""
     outbox_records: Positive = 10_000
     """Dead letters and drift events that may wait for the broker; beyond it ingestion waits."""
+    ready_lag: Annotated[int, Field(ge=0)] = 10_000
+    """Ready means that no more records than this wait to be applied."""
 
 
 class Snapshots(Section):
@@ -159,6 +161,13 @@ class Broker(Section):
     """Consumer group under which offsets are committed, for lag tools."""
 
 
+class Http(Section):
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    """Address on which /metrics, /healthz and /readyz are served. They know no passwords."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 9464
+    """Their port. 0: they are not served."""
+
+
 class Logging(Section):
     format: Literal["auto", "json", "console"] = "auto"
     """auto: readable on a terminal, JSON lines elsewhere."""
@@ -181,6 +190,7 @@ class Settings(Section):
     reencode: Reencode = Reencode()
     canary: Canary = Canary()
     broker: Broker = Broker()
+    http: Http = Http()
     logging: Logging = Logging()
 
     @field_validator("log")

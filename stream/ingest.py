@@ -18,6 +18,7 @@ from .dimension import first_dimension, rejections
 from .drift_events import DriftEvents
 from .events import Logger
 from .log import Log, Reader, Record, Topic
+from .measures import Measures
 from .messages import Rejection, VectorBatch, decode_vectors
 from .outbox import Outbox, fitting_letter
 from .shard import Shard
@@ -65,6 +66,7 @@ class Ingest:
         drift: DriftEvents,
         letters: Topic,
         counters: Counters,
+        measures: Measures,
         logger: Logger,
     ) -> None:
         self.ready = asyncio.Event()
@@ -76,6 +78,7 @@ class Ingest:
         self._drift = drift
         self._letters = letters
         self._counters = counters
+        self._measures = measures
         self._logger = logger
         self._topic = settings.topics.vectors
         self._queue: asyncio.Queue[Step] = asyncio.Queue(settings.ingest.queue_batches)
@@ -141,6 +144,9 @@ class Ingest:
                 tally.upserted += changes.upserted
                 tally.deleted += changes.deleted
             self._report.apply_s += took
+            self._measures.apply.update(took)
+            if step.batch is not None and step.batch.time_ms is not None:
+                self._measures.delay.update(max(0.0, time.time() - step.batch.time_ms / 1000))
             if time.monotonic() - self._report.since >= REPORT_S:
                 self._send_report()
             await self._drift.emit(changes.events)

@@ -18,6 +18,7 @@ from .dimension import claimed_dimension
 from .documents import Refused
 from .events import Logger
 from .log import Log, Reader, Record
+from .measures import Measures
 from .messages import Rejection, SearchRequest, decode_request, encode_error, read_route, reply_form
 from .reply_sender import ReplySender
 from .shard import Shard
@@ -42,6 +43,7 @@ class Queries:
         sender: ReplySender,
         canary: LiveCanary,
         counters: Counters,
+        measures: Measures,
         logger: Logger,
     ) -> None:
         self._settings = settings
@@ -51,6 +53,7 @@ class Queries:
         self._sender = sender
         self._canary = canary
         self._counters = counters
+        self._measures = measures
         self._logger = logger
         self._topic = settings.topics.search
         self._slots = asyncio.Semaphore(settings.search.waiting_max)
@@ -174,7 +177,10 @@ class Queries:
         finally:
             self._threads.release()
         self._counters.searches += 1
-        took_ms = round(1000 * (time.monotonic() - started), 1)
+        ended = time.monotonic()
+        self._measures.search.update(ended - started)
+        self._measures.answer.update(ended - began)
+        took_ms = round(1000 * (ended - started), 1)
         if took_ms > search.slow_ms:
             ef = request.ef or self._canary.ef
             self._logger.warning("search.slow", took_ms=took_ms, k=request.k, ef=ef, offset=record.offset)

@@ -30,6 +30,7 @@ class SnapshotStatus:
     id: int
     age_s: float
     live: int
+    bytes: int  # raw vectors apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Status:
     version: str
     pid: int
     uptime_s: float
-    ready: bool  # everything that was in the topic at start is applied
+    ready: bool  # all of the topic at start was applied, and no more than ingest.ready_lag waits now
     log: str
     topic: str
     dim: int | None  # None until the first vector, where no dimension is configured
@@ -78,11 +79,13 @@ class Status:
     failed: dict[str, int]
     expired: int
     unroutable: int
-    memory: dict[str, int]  # bytes by part; `resident` is the process's
+    memory: dict[str, int]  # bytes by part; `resident` and `anonymous` are the process's
 
 
 def memory_of(stats: Stats | None) -> dict[str, int]:
     """Bytes in RAM: of the process, and by part of the index."""
     with open("/proc/self/statm") as file:
-        resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return {"resident": resident, **({} if stats is None else stats.bytes)}
+        resident, mapped = map(int, file.read().split()[1:3])
+    page = os.sysconf("SC_PAGE_SIZE")
+    process = {"resident": resident * page, "anonymous": (resident - mapped) * page}
+    return {**process, **({} if stats is None else stats.bytes)}
