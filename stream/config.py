@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..errors import ConfigError
 
@@ -95,6 +95,13 @@ class Search(Section):
     waiting_max: Positive = 10_000
     """Requests held at once (running, or waiting for the offsets in `after`); beyond it the topic is read
     no further."""
+    waiting_bytes: ByteSize = ByteSize(64 << 20)
+    """Bytes of their records; beyond it the topic is read no further."""
+    parked_max: Positive = 5000
+    """Of those, requests that may wait for the offsets in `after`; further ones are answered too_busy. Below
+    search.waiting_max, so that waiting ones hold up no others."""
+    parked_bytes: ByteSize = ByteSize(32 << 20)
+    """Bytes of their records; beyond it too_busy. Below search.waiting_bytes."""
 
 
 class Ingest(Section):
@@ -102,6 +109,8 @@ class Ingest(Section):
     """Records applied in one step."""
     queue_batches: Positive = 4
     """Decoded batches that may wait for the index."""
+    queue_bytes: ByteSize = ByteSize(64 << 20)
+    """Bytes of the records in them; beyond it the topic is read no further."""
     outbox_records: Positive = 10_000
     """Dead letters and drift events that may wait for the broker; beyond it ingestion waits."""
     ready_lag: Annotated[int, Field(ge=0)] = 10_000
@@ -220,6 +229,17 @@ class Settings(Section):
         floor, budget = self.reencode.floor, self.reencode.budget
         if floor > budget:
             raise ValueError(f"reencode.floor = {floor} must be at most reencode.budget = {budget}")
+        return self
+
+    @model_validator(mode="after")
+    def _parked_among_waiting(self) -> "Settings":
+        search = self.search
+        for kind in ("max", "bytes"):
+            parked, waiting = getattr(search, f"parked_{kind}"), getattr(search, f"waiting_{kind}")
+            if parked >= waiting:
+                raise ValueError(
+                    f"search.parked_{kind} = {parked} must be below search.waiting_{kind} = {waiting}"
+                )
         return self
 
     @property

@@ -21,6 +21,7 @@ from .log import Log, Reader, Record, Topic
 from .measures import Measures
 from .messages import Rejection, VectorBatch, decode_vectors
 from .outbox import Outbox, fitting_letter
+from .room import Room
 from .shard import Shard
 from .status import Counters
 
@@ -36,6 +37,7 @@ class Step:
     """Records on their way from the decoder to the shard."""
 
     records: int
+    bytes: int  # of their values
     batch: VectorBatch | None  # None: no record of the topic has shown the dimension yet
     rejected: Sequence[Rejection]
     positions: Mapping[int, int]  # next offsets once it is applied
@@ -81,7 +83,8 @@ class Ingest:
         self._measures = measures
         self._logger = logger
         self._topic = settings.topics.vectors
-        self._queue: asyncio.Queue[Step] = asyncio.Queue(settings.ingest.queue_batches)
+        self._queue: asyncio.Queue[Step] = asyncio.Queue()
+        self._room = Room(settings.ingest.queue_batches, settings.ingest.queue_bytes)
         self._report = Report()
 
     async def run(self) -> None:
@@ -114,7 +117,9 @@ class Ingest:
             if positions == before:
                 continue
             batch, rejected = await self._shard.beside(self._decode_batch, records)
-            await self._queue.put(Step(len(records), batch, rejected, positions))
+            size = sum(len(record.value or b"") for record in records)
+            await self._room.enter(size)
+            self._queue.put_nowait(Step(len(records), size, batch, rejected, positions))
             before = positions
 
     def _decode_batch(self, records: Sequence[Record]) -> tuple[VectorBatch | None, Sequence[Rejection]]:
@@ -134,6 +139,7 @@ class Ingest:
             except TimeoutError:
                 self._send_report()
                 continue
+            self._room.leave(step.bytes)
             await self._reject(step.rejected)
             began = time.monotonic()
             changes = await self._shard.apply(step.batch, step.positions, step.records)

@@ -69,6 +69,7 @@ METRICS = {
         "histogram", "One request from being read to its reply encoded, waiting included."
     ),
     "requests": Metric("gauge", "Requests held now: running, or waiting for offsets."),
+    "requests_parked": Metric("gauge", "Of those, the ones that wait for offsets."),
     # recall, drift, re-encoding
     "search_ef": Metric("gauge", "Width of searches that do not say."),
     "recall": Metric(
@@ -141,6 +142,7 @@ def samples(status: Status, progress: Progress | None) -> Samples:
     yield "search_expired_total", "", status.expired
     yield "unroutable_total", "", status.unroutable
     yield "requests", "", status.waiting_requests
+    yield "requests_parked", "", status.parked_requests
     yield "search_ef", "", status.ef
     if status.recall is not None:
         recall = status.recall

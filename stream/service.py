@@ -108,7 +108,9 @@ class Service:
         )
         sender = ReplySender(log, outbox, letters, settings.broker.group, counters, logger)
         self._canary = canary = LiveCanary(settings, shard, drift, logger)
-        self._queries = Queries(settings, log, shard, applied, sender, canary, counters, measures, logger)
+        self._queries = Queries(
+            settings, log, shard, applied, self._end, sender, canary, counters, measures, logger
+        )
 
     async def run(self) -> None:
         """Run until a signal, then take a last snapshot. Raises DriftlineError, or a group of them."""
@@ -215,6 +217,7 @@ class Service:
             snapshot=shard.snapshot,
             records_since_snapshot=shard.records_since_snapshot,
             waiting_requests=self._queries.waiting,
+            parked_requests=self._queries.parked,
             records=counters.records,
             upserted=counters.upserted,
             deleted=counters.deleted,

@@ -70,6 +70,7 @@ class Status:
     snapshot: SnapshotStatus | None
     records_since_snapshot: int
     waiting_requests: int
+    parked_requests: int  # of those, the ones that wait for offsets
     records: int
     upserted: int
     deleted: int
