@@ -170,6 +170,22 @@ async def test_a_named_topic_and_partition(place: Place, log: Log) -> None:
     assert msgpack.unpackb(reply.value or b"")["hits"][0]["id"] == b"v3"
 
 
+@pytest.mark.parametrize("value", [msgpack.packb({"key": "v3"}), b"\xc1"], ids=["hits", "error"])
+async def test_a_trace_goes_on(place: Place, log: Log, value: bytes) -> None:
+    """A reply, of hits or an error, carries the request's trace context as bytes: the last of doubled ones,
+    none that is too long."""
+    correlation = uuid.uuid4().bytes
+    trace = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    headers: Headers = (
+        ("traceparent", b"an older one"), ("TraceParent", trace), ("tracestate", b"\xff=1"),
+        ("baggage", b"x" * 8193), *way_back(None, correlation),
+    )  # fmt: skip
+    await log.append([Draft(place.search, None, value, headers)])
+    reply = await reply_to(log, place.replies, correlation)
+    carried = [header for header in reply.headers if header[0] in ("traceparent", "tracestate", "baggage")]
+    assert carried == [("traceparent", trace), ("tracestate", b"\xff=1")]
+
+
 async def test_waiting_for_offsets_blocks_nobody(place: Place, log: Log, client: SearchClient) -> None:
     """`after` ahead of the log: parked; others are answered meanwhile; it is, as soon as the records are
     applied."""
