@@ -190,6 +190,9 @@ class Settings(Section):
     local:<data_dir>/log."""
     data_dir: Path = Path("driftline-data")
     """Snapshots, raw vectors and the control socket."""
+    stop_s: Seconds = 50.0
+    """A stop in order ends within this; a last snapshot that takes longer is given up, and the next start
+    replays."""
     topics: Topics = Topics()
     index: Index = Index()
     search: Search = Search()

@@ -7,6 +7,8 @@ applied, and what follows is read again. A stop in order only saves that work, b
 import asyncio
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -68,7 +70,7 @@ async def serve(settings: Settings, logger: Logger) -> None:
 async def _start(settings: Settings, logger: Logger) -> None:
     task = asyncio.current_task()
     assert task is not None
-    _on_signals(task.cancel)
+    _on_signals(task.cancel, settings.stop_s, logger)
     shard = await asyncio.to_thread(Shard.open, settings, logger)
     try:
         async with open_log(settings.log_url, ready_within_s=settings.broker.deadline_s) as log:
@@ -115,7 +117,7 @@ class Service:
     async def run(self) -> None:
         """Run until a signal, then take a last snapshot. Raises DriftlineError, or a group of them."""
         stop = asyncio.Event()
-        _on_signals(stop.set)
+        _on_signals(stop.set, self._settings.stop_s, self._logger)
         async with asyncio.TaskGroup() as group:
             sending = group.create_task(self._outbox.run())
             settings, logger = self._settings, self._logger
@@ -231,13 +233,24 @@ class Service:
         )
 
 
-def _on_signals(act: Callable[[], object]) -> None:
-    """Do this at the first signal; at a second one the process ends as if nothing had been set up."""
+def _on_signals(act: Callable[[], object], stop_s: float, logger: Logger) -> None:
+    """Do this at the first signal, and end the process when what follows takes longer than `stop_s`; at a
+    second signal it ends as if nothing had been set up."""
     loop = asyncio.get_running_loop()
+
+    def give_up() -> None:
+        # From a thread of its own: what holds a stop up may be another thread inside LMDB or a slow disk,
+        # which nothing can cancel. A crash at any moment loses nothing, and so this does not.
+        logger.warning("service.stop_given_up", stop_s=stop_s)
+        sys.stdout.flush()
+        os._exit(0)
 
     def once() -> None:
         for number in SIGNALS:
             loop.remove_signal_handler(number)
+        timer = threading.Timer(stop_s, give_up)
+        timer.daemon = True  # a stop that ends in time does not wait for it
+        timer.start()
         act()
 
     for number in SIGNALS:
