@@ -193,6 +193,9 @@ class Settings(Section):
     stop_s: Seconds = 50.0
     """A stop in order ends within this; a last snapshot that takes longer is given up, and the next start
     replays."""
+    memory_limit: ByteSize | None = None
+    """Anonymous memory of the process (mapped files apart) above which ingestion pauses, like 2GiB; it goes
+    on below nine tenths of it. Searches are answered meanwhile."""
     topics: Topics = Topics()
     index: Index = Index()
     search: Search = Search()

@@ -19,6 +19,7 @@ from .drift_events import DriftEvents
 from .events import Logger
 from .log import Log, Reader, Record, Topic
 from .measures import Measures
+from .memory_limit import MemoryLimit
 from .messages import Rejection, VectorBatch, decode_vectors
 from .outbox import Outbox, fitting_letter
 from .room import Room
@@ -69,6 +70,7 @@ class Ingest:
         letters: Topic,
         counters: Counters,
         measures: Measures,
+        memory: MemoryLimit,
         logger: Logger,
     ) -> None:
         self.ready = asyncio.Event()
@@ -81,6 +83,7 @@ class Ingest:
         self._letters = letters
         self._counters = counters
         self._measures = measures
+        self._memory = memory
         self._logger = logger
         self._topic = settings.topics.vectors
         self._queue: asyncio.Queue[Step] = asyncio.Queue()
@@ -139,6 +142,7 @@ class Ingest:
             except TimeoutError:
                 self._send_report()
                 continue
+            await self._memory.room()
             self._room.leave(step.bytes)
             await self._reject(step.rejected)
             began = time.monotonic()

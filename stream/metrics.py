@@ -55,6 +55,7 @@ METRICS = {
     "dead_letters_pending": Metric(
         "gauge", "Dead letters and drift events that the broker has not acknowledged."
     ),
+    "paused": Metric("gauge", "1 while ingestion waits since the process is above memory_limit."),
     "apply_seconds": Metric("histogram", "Putting one batch into the index."),
     "delay_seconds": Metric(
         "histogram", "From the timestamp of a batch's newest record until it could be found."
@@ -137,6 +138,7 @@ def samples(status: Status, progress: Progress | None) -> Samples:
     yield "deleted_total", "", status.deleted
     yield from _labelled("rejected_total", status.rejected)
     yield "dead_letters_pending", "", status.dead_letters_pending
+    yield "paused", "", status.paused
     yield "searches_total", "", status.searches
     yield from _labelled("search_errors_total", status.failed)
     yield "search_expired_total", "", status.expired

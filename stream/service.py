@@ -27,6 +27,7 @@ from .ingest import Ingest, starting_offsets
 from .log import Log, Topic, open_log
 from .log_end import LogEnd
 from .measures import Measures
+from .memory_limit import MemoryLimit
 from .metrics import CONTENT_TYPE, exposition
 from .outbox import Outbox
 from .queries import Queries
@@ -105,8 +106,9 @@ class Service:
         self._drift = drift = DriftEvents(settings.topics.drift, settings.topics.vectors, outbox, logger)
         self._reencoding = Budget(settings.reencode.budget, settings.reencode.floor)
         self._snapshots = Snapshotting(settings, log, shard, outbox, logger)
+        self._memory = memory = MemoryLimit(settings.memory_limit, logger)
         self._ingest = Ingest(
-            settings, log, shard, applied, outbox, drift, letters, counters, measures, logger
+            settings, log, shard, applied, outbox, drift, letters, counters, measures, memory, logger
         )
         sender = ReplySender(log, outbox, letters, settings.broker.group, counters, logger)
         self._canary = canary = LiveCanary(settings, shard, drift, logger)
@@ -218,6 +220,7 @@ class Service:
             recall=self._canary.status,
             snapshot=shard.snapshot,
             records_since_snapshot=shard.records_since_snapshot,
+            paused=self._memory.paused,
             waiting_requests=self._queries.waiting,
             parked_requests=self._queries.parked,
             records=counters.records,

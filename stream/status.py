@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from ..index.hits import FrameRows, Stats
+from .memory_limit import anonymous_bytes
 
 __all__ = ["Counters", "RecallStatus", "SnapshotStatus", "Status", "memory_of"]
 
@@ -69,6 +70,7 @@ class Status:
     recall: RecallStatus | None  # None before the first window
     snapshot: SnapshotStatus | None
     records_since_snapshot: int
+    paused: bool  # ingestion, since the process is above memory_limit
     waiting_requests: int
     parked_requests: int  # of those, the ones that wait for offsets
     records: int
@@ -86,7 +88,6 @@ class Status:
 def memory_of(stats: Stats | None) -> dict[str, int]:
     """Bytes in RAM: of the process, and by part of the index."""
     with open("/proc/self/statm") as file:
-        resident, mapped = map(int, file.read().split()[1:3])
-    page = os.sysconf("SC_PAGE_SIZE")
-    process = {"resident": resident * page, "anonymous": (resident - mapped) * page}
+        resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    process = {"resident": resident, "anonymous": anonymous_bytes()}
     return {**process, **({} if stats is None else stats.bytes)}
