@@ -77,6 +77,12 @@ class Service:
             until(self.ready, "ready")
         return self
 
+    @property
+    def pid(self) -> int:
+        """Of the process that was started last."""
+        assert self._process is not None
+        return self._process.pid
+
     def ready(self) -> bool:
         status = self.status()
         return status is not None and status["ready"]
