@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import (
     BaseModel,
+    ByteSize,
     ConfigDict,
     Field,
     SecretStr,
@@ -106,6 +107,13 @@ class Search(Section):
     waiting_max: Positive = 10_000
     """Requests held at once (running, or waiting for the offsets in `after`); beyond it the topic is read
     no further."""
+    waiting_bytes: ByteSize = ByteSize(64 << 20)
+    """Bytes of their records; beyond it the topic is read no further."""
+    parked_max: Positive = 5000
+    """Of those, requests that may wait for the offsets in `after`; further ones are answered too_busy. Below
+    search.waiting_max, so that waiting ones hold up no others."""
+    parked_bytes: ByteSize = ByteSize(32 << 20)
+    """Bytes of their records; beyond it too_busy. Below search.waiting_bytes."""
 
 
 class Ingest(Section):
@@ -113,8 +121,12 @@ class Ingest(Section):
     """Records applied in one step."""
     queue_batches: Positive = 4
     """Decoded batches that may wait for the index."""
+    queue_bytes: ByteSize = ByteSize(64 << 20)
+    """Bytes of the records in them; beyond it the topic is read no further."""
     outbox_records: Positive = 10_000
     """Dead letters and drift events that may wait for the broker; beyond it ingestion waits."""
+    ready_lag: Annotated[int, Field(ge=0)] = 10_000
+    """Ready means that no more records than this wait to be applied."""
 
 
 class Snapshots(Section):
@@ -224,6 +236,13 @@ class Broker(Section):
         return self
 
 
+class Http(Section):
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    """Address on which /metrics, /healthz and /readyz are served. They know no passwords."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 9464
+    """Their port. 0: they are not served."""
+
+
 class Logging(Section):
     format: Literal["auto", "json", "console"] = "auto"
     """auto: readable on a terminal, JSON lines elsewhere."""
@@ -237,6 +256,12 @@ class Settings(Section):
     local:<data_dir>/log."""
     data_dir: Path = Path("driftline-data")
     """Snapshots, raw vectors and the control socket."""
+    stop_s: Seconds = 50.0
+    """A stop in order ends within this; a last snapshot that takes longer is given up, and the next start
+    replays."""
+    memory_limit: ByteSize | None = None
+    """Anonymous memory of the process (mapped files apart) above which ingestion pauses, like 2GiB; it goes
+    on below nine tenths of it. Searches are answered meanwhile."""
     topics: Topics = Topics()
     index: Index = Index()
     search: Search = Search()
@@ -246,6 +271,7 @@ class Settings(Section):
     reencode: Reencode = Reencode()
     canary: Canary = Canary()
     broker: Broker = Broker()
+    http: Http = Http()
     logging: Logging = Logging()
 
     @field_validator("log")
@@ -275,6 +301,17 @@ class Settings(Section):
         floor, budget = self.reencode.floor, self.reencode.budget
         if floor > budget:
             raise ValueError(f"reencode.floor = {floor} must be at most reencode.budget = {budget}")
+        return self
+
+    @model_validator(mode="after")
+    def _parked_among_waiting(self) -> "Settings":
+        search = self.search
+        for kind in ("max", "bytes"):
+            parked, waiting = getattr(search, f"parked_{kind}"), getattr(search, f"waiting_{kind}")
+            if parked >= waiting:
+                raise ValueError(
+                    f"search.parked_{kind} = {parked} must be below search.waiting_{kind} = {waiting}"
+                )
         return self
 
     @property

@@ -18,8 +18,11 @@ from .dimension import first_dimension, rejections
 from .drift_events import DriftEvents
 from .events import Logger
 from .log import Log, Reader, Record, Topic
+from .measures import Measures
+from .memory_limit import MemoryLimit
 from .messages import Rejection, VectorBatch, decode_vectors
 from .outbox import Outbox, fitting_letter
+from .room import Room
 from .shard import Shard
 from .status import Counters
 
@@ -35,6 +38,7 @@ class Step:
     """Records on their way from the decoder to the shard."""
 
     records: int
+    bytes: int  # of their values
     batch: VectorBatch | None  # None: no record of the topic has shown the dimension yet
     rejected: Sequence[Rejection]
     positions: Mapping[int, int]  # next offsets once it is applied
@@ -65,6 +69,8 @@ class Ingest:
         drift: DriftEvents,
         letters: Topic,
         counters: Counters,
+        measures: Measures,
+        memory: MemoryLimit,
         logger: Logger,
     ) -> None:
         self.ready = asyncio.Event()
@@ -76,9 +82,12 @@ class Ingest:
         self._drift = drift
         self._letters = letters
         self._counters = counters
+        self._measures = measures
+        self._memory = memory
         self._logger = logger
         self._topic = settings.topics.vectors
-        self._queue: asyncio.Queue[Step] = asyncio.Queue(settings.ingest.queue_batches)
+        self._queue: asyncio.Queue[Step] = asyncio.Queue()
+        self._room = Room(settings.ingest.queue_batches, settings.ingest.queue_bytes)
         self._report = Report()
 
     async def run(self) -> None:
@@ -111,7 +120,9 @@ class Ingest:
             if positions == before:
                 continue
             batch, rejected = await self._shard.beside(self._decode_batch, records)
-            await self._queue.put(Step(len(records), batch, rejected, positions))
+            size = sum(len(record.value or b"") for record in records)
+            await self._room.enter(size)
+            self._queue.put_nowait(Step(len(records), size, batch, rejected, positions))
             before = positions
 
     def _decode_batch(self, records: Sequence[Record]) -> tuple[VectorBatch | None, Sequence[Rejection]]:
@@ -131,6 +142,8 @@ class Ingest:
             except TimeoutError:
                 self._send_report()
                 continue
+            await self._memory.room()
+            self._room.leave(step.bytes)
             await self._reject(step.rejected)
             began = time.monotonic()
             changes = await self._shard.apply(step.batch, step.positions, step.records)
@@ -141,6 +154,9 @@ class Ingest:
                 tally.upserted += changes.upserted
                 tally.deleted += changes.deleted
             self._report.apply_s += took
+            self._measures.apply.update(took)
+            if step.batch is not None and step.batch.time_ms is not None:
+                self._measures.delay.update(max(0.0, time.time() - step.batch.time_ms / 1000))
             if time.monotonic() - self._report.since >= REPORT_S:
                 self._send_report()
             await self._drift.emit(changes.events)

@@ -239,7 +239,7 @@ def outside(topic: str, partition: int, offset: int, begin: int, end: int) -> Lo
     )
 
 
-def record_bytes(draft: Draft) -> int:
+def record_bytes(draft: Draft | Record) -> int:
     """What a record takes at most in a batch of its own, in Kafka's format."""
     size = RECORD_OVERHEAD + len(draft.key or b"") + len(draft.value or b"")
     for name, value in draft.headers:

@@ -105,8 +105,10 @@ CODES = {
     "no_query": "not exactly one of vector, key and key_base64",
     # answers of the service to requests that were understood
     "internal_error": "a fault of the service; its log holds the cause",
+    "offset_unknown": "`after` names an offset that the log did not reach before the deadline",
     "reply_too_large": "the reply does not fit a record; ask for fewer hits, or without vectors",
+    "too_busy": "too many requests wait for offsets; ask again later",
     "unknown_key": "no live vector has this id",
-    "unknown_offsets": "`after` names a topic or partition that this service does not read",
+    "unknown_offsets": "`after` names a topic that is not read here, or a partition that does not exist",
     "unknown_reply_topic": "the topic or partition named for the reply does not exist",
 }

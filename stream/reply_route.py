@@ -5,10 +5,13 @@
 | kafka_replyTopic     | UTF-8 topic name        | where to reply; when absent, the service's default |
 | kafka_replyPartition | 4 bytes, big-endian int | which partition of it; any when absent             |
 | kafka_correlationId  | any bytes, up to 1024   | returned unchanged with the reply                  |
+| traceparent,         | any bytes, up to 8192   | OpenTelemetry's context (W3C Trace Context and     |
+| tracestate, baggage  | each                    | Baggage): returned unchanged with the reply        |
 
-Driftline's own clients use the same headers. Whether the topic exists is the service's to find out.
+Driftline's own clients use the first three. Whether the topic exists is the service's to find out.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..errors import InvalidInput
@@ -22,15 +25,17 @@ from .documents import (
     find_header,
     shown,
 )
-from .log import Draft, Record, check_topic_name
+from .log import Draft, Headers, Record, check_topic_name
 
 __all__ = ["ReplyRoute", "correlation_of", "read_route", "reply_draft", "route_headers"]
 
 TOPIC_HEADER = "kafka_replyTopic"
 PARTITION_HEADER = "kafka_replyPartition"
 CORRELATION_HEADER = "kafka_correlationId"
+TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
 
 MAX_CORRELATION_BYTES = 1024
+MAX_TRACE_BYTES = 8192  # W3C Baggage, limits; one that is longer is left out: no trace is worth a search
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,7 @@ class ReplyRoute:
     topic: str
     partition: int | None
     correlation: bytes | None
+    trace: Headers = ()
 
 
 def read_route(record: Record, default_topic: str) -> ReplyRoute | Rejection:
@@ -52,9 +58,18 @@ def read_route(record: Record, default_topic: str) -> ReplyRoute | Rejection:
             default_topic if topic is None else topic_of(topic),
             None if partition is None else partition_of(partition),
             correlation,
+            tuple(trace_of(record)),
         )
     except Refused as wrong:
         return Rejection(record, wrong.code, wrong.reason)
+
+
+def trace_of(record: Record) -> Iterator[tuple[str, bytes]]:
+    """The trace context of a request as bytes, whatever they say: that is for tracers to judge."""
+    for name in TRACE_HEADERS:
+        value = find_header(record.headers, name)
+        if value is not None and len(value) <= MAX_TRACE_BYTES:
+            yield name, value
 
 
 def topic_of(header: bytes) -> str:
@@ -97,4 +112,4 @@ def reply_draft(route: ReplyRoute, value: bytes, form: Form) -> Draft:
     headers = [(CONTENT_TYPE_HEADER, form.encode()), (VERSION_HEADER, b"%d" % FORMAT_VERSION)]
     if route.correlation is not None:
         headers.append((CORRELATION_HEADER, route.correlation))
-    return Draft(route.topic, None, value, tuple(headers), partition=route.partition)
+    return Draft(route.topic, None, value, (*headers, *route.trace), partition=route.partition)

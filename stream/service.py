@@ -7,12 +7,13 @@ applied, and what follows is read again. A stop in order only saves that work, b
 import asyncio
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 
-from ..errors import LogError
 from ..index.budget import Budget
 from .applied import Applied
 from .canary import LiveCanary
@@ -21,8 +22,13 @@ from .control import Arguments, serve_control
 from .drift_events import DriftEvents
 from .endings import explanation
 from .events import Logger
+from .http import Page, serve_http
 from .ingest import Ingest, starting_offsets
 from .log import Log, Topic
+from .log_end import LogEnd
+from .measures import Measures
+from .memory_limit import MemoryLimit
+from .metrics import CONTENT_TYPE, exposition
 from .opening import open_configured
 from .outbox import Outbox
 from .queries import Queries
@@ -37,7 +43,7 @@ from .upkeep import maintain
 __all__ = ["serve"]
 
 FLUSH_S = 10.0  # for dead letters and drift events still on their way at a stop
-LAG_S = 2.0  # for the log's end offsets, in a status
+FRESH_S = 1.0  # how old the log's end may be that a probe or a scrape sees
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -66,7 +72,7 @@ async def serve(settings: Settings, logger: Logger) -> None:
 async def _start(settings: Settings, logger: Logger) -> None:
     task = asyncio.current_task()
     assert task is not None
-    _on_signals(task.cancel)
+    _on_signals(task.cancel, settings.stop_s, logger)
     shard = await asyncio.to_thread(Shard.open, settings, logger)
     try:
         async with open_configured(settings) as log:
@@ -95,24 +101,34 @@ class Service:
         self._logger = logger
         self._began = time.monotonic()
         self._counters = counters = Counters()
+        self._measures = measures = Measures()
+        self._end = LogEnd(log, settings.topics.vectors, applied)
         self._outbox = outbox = Outbox(log, logger, settings.ingest.outbox_records)
         self._drift = drift = DriftEvents(settings.topics.drift, settings.topics.vectors, outbox, logger)
         self._reencoding = Budget(settings.reencode.budget, settings.reencode.floor)
         self._snapshots = Snapshotting(settings, log, shard, outbox, logger)
-        self._ingest = Ingest(settings, log, shard, applied, outbox, drift, letters, counters, logger)
+        self._memory = memory = MemoryLimit(settings.memory_limit, logger)
+        self._ingest = Ingest(
+            settings, log, shard, applied, outbox, drift, letters, counters, measures, memory, logger
+        )
         sender = ReplySender(log, outbox, letters, settings.broker.group, counters, logger)
         self._canary = canary = LiveCanary(settings, shard, drift, logger)
-        self._queries = Queries(settings, log, shard, applied, sender, canary, counters, logger)
+        self._queries = Queries(
+            settings, log, shard, applied, self._end, sender, canary, counters, measures, logger
+        )
 
     async def run(self) -> None:
         """Run until a signal, then take a last snapshot. Raises DriftlineError, or a group of them."""
         stop = asyncio.Event()
-        _on_signals(stop.set)
+        _on_signals(stop.set, self._settings.stop_s, self._logger)
         async with asyncio.TaskGroup() as group:
             sending = group.create_task(self._outbox.run())
-            async with serve_control(
-                self._settings.data_dir,
-                {"status": self._status, "snapshot": self._snapshot, "reencode": self._reencode},
+            settings, logger = self._settings, self._logger
+            commands = {"status": self._status, "snapshot": self._snapshot, "reencode": self._reencode}
+            pages = {"/metrics": self._metrics, "/healthz": self._healthz, "/readyz": self._readyz}
+            async with (
+                serve_control(settings.data_dir, commands),
+                serve_http(settings.http.host, settings.http.port, pages, logger),
             ):
                 async with asyncio.TaskGroup() as work:
                     tasks = [
@@ -151,60 +167,94 @@ class Service:
         return by_hand(self._shard.index, self._reencoding, self._drift, arguments)
 
     async def _status(self, _: Arguments) -> Mapping[str, object]:
+        return asdict(await self._observe(0.0))
+
+    async def _metrics(self) -> Page:
+        status = await self._observe(FRESH_S)
+        index = self._shard.index
+        progress = None if index is None else index.reencode_progress()
+        body = await self._shard.beside(exposition, status, progress, self._measures)
+        return Page(200, body, CONTENT_TYPE)
+
+    async def _healthz(self) -> Page:
+        """That the event loop turns: whatever else fails ends the process."""
+        return Page(200, b"ok\n")
+
+    async def _readyz(self) -> Page:
+        why = self._unready(await self._end.lag(FRESH_S))
+        return Page(200, b"ready\n") if why is None else Page(503, f"not ready: {why}\n".encode())
+
+    def _unready(self, lag: Mapping[int, int] | None) -> str | None:
+        """Why the answers of searches may be old; None when they are not."""
+        most = self._settings.ingest.ready_lag
+        if not self._ingest.ready.is_set():
+            return "what was in the topic at start is not applied yet"
+        if lag is None:
+            return "the log does not answer"
+        behind = sum(lag.values())
+        return f"{behind} records behind, ingest.ready_lag is {most}" if behind > most else None
+
+    async def _observe(self, age_s: float) -> Status:
+        """The state now; the lag from where the log ended at most `age_s` ago."""
         settings, shard, counters = self._settings, self._shard, self._counters
+        lag = await self._end.lag(age_s)
         applied = self._applied.offsets
-        lag: dict[int, int] | None = None
-        try:
-            async with asyncio.timeout(LAG_S):
-                ends = await self._log.end_offsets(settings.topics.vectors)
-            lag = {partition: max(0, end - applied.get(partition, 0)) for partition, end in ends.items()}
-        except (TimeoutError, LogError):
-            pass  # the status is wanted most when the log does not answer
         index = shard.index
         stats = None if index is None else await shard.beside(index.stats)
-        return asdict(
-            Status(
-                version=version("driftline"),
-                pid=os.getpid(),
-                uptime_s=round(time.monotonic() - self._began, 3),
-                ready=self._ingest.ready.is_set(),
-                log=settings.log_url,
-                topic=settings.topics.vectors,
-                dim=shard.dim,
-                metric=settings.index.metric,
-                embedding_model=shard.model,
-                live=shard.live,
-                applied=applied,
-                lag=lag,
-                frames=() if stats is None else stats.frames,
-                reencoding=stats is not None and stats.reencoding,
-                fit_loss=None if stats is None else stats.fit_loss,
-                ef=self._canary.ef,
-                recall=self._canary.status,
-                snapshot=shard.snapshot,
-                records_since_snapshot=shard.records_since_snapshot,
-                waiting_requests=self._queries.waiting,
-                records=counters.records,
-                upserted=counters.upserted,
-                deleted=counters.deleted,
-                rejected=dict(counters.rejected),
-                dead_letters_pending=self._outbox.pending,
-                searches=counters.searches,
-                failed=dict(counters.failed),
-                expired=counters.expired,
-                unroutable=counters.unroutable,
-                memory=memory_of(stats),
-            )
+        return Status(
+            version=version("driftline"),
+            pid=os.getpid(),
+            uptime_s=round(time.monotonic() - self._began, 3),
+            ready=self._unready(lag) is None,
+            log=settings.log_url,
+            topic=settings.topics.vectors,
+            dim=shard.dim,
+            metric=settings.index.metric,
+            embedding_model=shard.model,
+            live=shard.live,
+            applied=applied,
+            lag=lag,
+            frames=() if stats is None else stats.frames,
+            reencoding=stats is not None and stats.reencoding,
+            fit_loss=None if stats is None else stats.fit_loss,
+            ef=self._canary.ef,
+            recall=self._canary.status,
+            snapshot=shard.snapshot,
+            records_since_snapshot=shard.records_since_snapshot,
+            paused=self._memory.paused,
+            waiting_requests=self._queries.waiting,
+            parked_requests=self._queries.parked,
+            records=counters.records,
+            upserted=counters.upserted,
+            deleted=counters.deleted,
+            rejected=dict(counters.rejected),
+            dead_letters_pending=self._outbox.pending,
+            searches=counters.searches,
+            failed=dict(counters.failed),
+            expired=counters.expired,
+            unroutable=counters.unroutable,
+            memory=memory_of(stats),
         )
 
 
-def _on_signals(act: Callable[[], object]) -> None:
-    """Do this at the first signal; at a second one the process ends as if nothing had been set up."""
+def _on_signals(act: Callable[[], object], stop_s: float, logger: Logger) -> None:
+    """Do this at the first signal, and end the process when what follows takes longer than `stop_s`; at a
+    second signal it ends as if nothing had been set up."""
     loop = asyncio.get_running_loop()
+
+    def give_up() -> None:
+        # From a thread of its own: what holds a stop up may be another thread inside LMDB or a slow disk,
+        # which nothing can cancel. A crash at any moment loses nothing, and so this does not.
+        logger.warning("service.stop_given_up", stop_s=stop_s)
+        sys.stdout.flush()
+        os._exit(0)
 
     def once() -> None:
         for number in SIGNALS:
             loop.remove_signal_handler(number)
+        timer = threading.Timer(stop_s, give_up)
+        timer.daemon = True  # a stop that ends in time does not wait for it
+        timer.start()
         act()
 
     for number in SIGNALS:

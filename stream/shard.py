@@ -112,7 +112,7 @@ class Shard:
         info = self._info
         if info is None:
             return None
-        return SnapshotStatus(info.id, round(time.time() - info.created / 1000, 3), info.live)
+        return SnapshotStatus(info.id, round(time.time() - info.created / 1000, 3), info.live, info.bytes)
 
     @property
     def records_since_snapshot(self) -> int:

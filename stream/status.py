@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from ..index.hits import FrameRows, Stats
+from .memory_limit import anonymous_bytes
 
 __all__ = ["Counters", "RecallStatus", "SnapshotStatus", "Status", "memory_of"]
 
@@ -30,6 +31,7 @@ class SnapshotStatus:
     id: int
     age_s: float
     live: int
+    bytes: int  # raw vectors apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class Status:
     version: str
     pid: int
     uptime_s: float
-    ready: bool  # everything that was in the topic at start is applied
+    ready: bool  # all of the topic at start was applied, and no more than ingest.ready_lag waits now
     log: str
     topic: str
     dim: int | None  # None until the first vector, where no dimension is configured
@@ -68,7 +70,9 @@ class Status:
     recall: RecallStatus | None  # None before the first window
     snapshot: SnapshotStatus | None
     records_since_snapshot: int
+    paused: bool  # ingestion, since the process is above memory_limit
     waiting_requests: int
+    parked_requests: int  # of those, the ones that wait for offsets
     records: int
     upserted: int
     deleted: int
@@ -78,11 +82,12 @@ class Status:
     failed: dict[str, int]
     expired: int
     unroutable: int
-    memory: dict[str, int]  # bytes by part; `resident` is the process's
+    memory: dict[str, int]  # bytes by part; `resident` and `anonymous` are the process's
 
 
 def memory_of(stats: Stats | None) -> dict[str, int]:
     """Bytes in RAM: of the process, and by part of the index."""
     with open("/proc/self/statm") as file:
         resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return {"resident": resident, **({} if stats is None else stats.bytes)}
+    process = {"resident": resident, "anonymous": anonymous_bytes()}
+    return {**process, **({} if stats is None else stats.bytes)}

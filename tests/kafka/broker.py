@@ -209,6 +209,13 @@ class KafkaBroker:
         self._signal(signal.SIGCONT)
 
     @property
+    def pid(self) -> int:
+        """Of the running broker."""
+        if self._process is None:
+            raise KafkaFailed("this broker is not running")
+        return self._process.pid
+
+    @property
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 

@@ -1,5 +1,6 @@
 """compose.yaml: valid, and its Kafka, its topics and its service do what the file says, on a real broker."""
 
+import json
 import os
 import re
 import signal
@@ -12,13 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from driftline.stream.config import load
+import yaml
+from driftline.stream.config import Settings, load
+from driftline.stream.metrics import METRICS
 
 from ..kafka.broker import KafkaBroker
 from . import deployment
 from .conftest import ROOT, run
 
 SERVICES = deployment.compose()["services"]
+DASHBOARD = ROOT / "ops" / "grafana" / "dashboards" / "driftline.json"
 
 
 def check_schema(path: Path) -> subprocess.CompletedProcess[str]:
@@ -56,13 +60,63 @@ def test_services_start_in_order() -> None:
 
 
 def test_volumes_are_declared_and_are_where_the_data_is() -> None:
-    """Covers that nothing is lost with a container: both volumes lie where Kafka and driftline write."""
-    mounts = dict(
-        volume.split(":") for service in ("kafka", "driftline") for volume in SERVICES[service]["volumes"]
-    )
+    """Covers that nothing is lost with a container: volumes lie where the programs write."""
+    stored = [volume for service in SERVICES.values() for volume in service.get("volumes", ())]
+    mounts = dict(volume.split(":") for volume in stored if not volume.startswith("./"))
     assert mounts.keys() == deployment.compose()["volumes"].keys()
     assert mounts["kafka-data"] == deployment.environment("kafka")["KAFKA_LOG_DIRS"]
     assert mounts["driftline-data"] == deployment.dockerfile()["ENV"]["DRIFTLINE_DATA_DIR"]
+
+
+def test_prometheus_and_grafana_find_what_they_need() -> None:
+    """Covers the mounted files: they are there, and name each other as the containers see them."""
+    inside: dict[str, Path] = {}
+    for name in ("prometheus", "grafana"):
+        for volume in SERVICES[name]["volumes"]:
+            if volume.startswith("./"):
+                place, target, mode = volume.split(":")
+                assert (ROOT / place).exists()
+                assert mode == "ro"
+                inside[target] = ROOT / place
+    scrape = yaml.safe_load(inside["/etc/prometheus/prometheus.yml"].read_text())
+    assert set(scrape["rule_files"]) <= inside.keys()
+    (job,) = scrape["scrape_configs"]
+    assert job["static_configs"] == [{"targets": [f"driftline:{Settings().http.port}"]}]
+    assert deployment.environment("driftline")["DRIFTLINE_HTTP__HOST"] == "0.0.0.0"
+    provisioning = inside["/etc/grafana/provisioning"]
+    (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    (provider,) = yaml.safe_load((provisioning / "dashboards" / "driftline.yaml").read_text())["providers"]
+    assert inside[provider["options"]["path"]] == DASHBOARD.parent
+    home = deployment.environment("grafana")["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert home == f"{provider['options']['path']}/{DASHBOARD.name}"
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    assert {panel["datasource"]["uid"] for panel in panels} == {source["uid"]}
+    assert all(
+        port.startswith("127.0.0.1:")
+        for name in ("prometheus", "grafana")
+        for port in SERVICES[name]["ports"]
+    )
+
+
+def test_dashboard_and_alarms_ask_for_metrics_that_there_are() -> None:
+    """Covers every expression: its metrics exist, its labels are theirs; every alarm stands in the manual."""
+    (group,) = yaml.safe_load((ROOT / "ops" / "alarms.yml").read_text())["groups"]
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    asked = [target["expr"] for panel in panels for target in panel["targets"]]
+    asked += [rule["expr"] for rule in group["rules"]]
+    used: set[str] = set()
+    for expression in asked:
+        for name, labels in re.findall(r"driftline_(\w+)(?:\{(\w+)=)?", expression):
+            metric = METRICS[name.removesuffix("_bucket")]
+            assert (metric.kind == "histogram") == name.endswith("_bucket")
+            assert labels in ("", metric.label)
+            used.add(name.removesuffix("_bucket"))
+    assert METRICS.keys() - used <= {"info", "uptime_seconds", "applied_offset", "unroutable_total",
+                                     "search_ef", "recall_age_seconds", "reencoding"}  # fmt: skip
+    page = (ROOT / "docs" / "operations.md").read_text()
+    alarms = [rule["alert"] for rule in group["rules"]]
+    assert re.findall(r"^\| `(Driftline\w+)` \|", page, re.M) == alarms
 
 
 def test_the_host_port_is_the_advertised_one_and_stays_on_this_machine() -> None:

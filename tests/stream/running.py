@@ -62,7 +62,8 @@ class Service:
     def __init__(self, directory: Path, **settings: object) -> None:
         self.data_dir = directory / "data"
         self.output = directory / "serve.jsonl"
-        self._environment = environment(data_dir=self.data_dir, **settings)
+        # Many services run at once here: only the tests of HTTP ask for a port.
+        self._environment = environment(data_dir=self.data_dir, **{"http__port": 0, **settings})
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, *flags: str, ready: bool = True) -> Self:
@@ -76,6 +77,12 @@ class Service:
             until(self.ready, "ready")
         return self
 
+    @property
+    def pid(self) -> int:
+        """Of the process that was started last."""
+        assert self._process is not None
+        return self._process.pid
+
     def ready(self) -> bool:
         status = self.status()
         return status is not None and status["ready"]
@@ -88,6 +95,10 @@ class Service:
             return ask(self.data_dir, "status")
         except ServiceUnreachable:
             return None
+
+    def ask(self, command: str) -> dict[str, Any]:
+        """What the service answers to a command of its control socket."""
+        return ask(self.data_dir, command, timeout_s=DEADLINE_S)
 
     def caught_up(self) -> dict[str, Any] | None:
         """The status, once nothing of the topic is left to apply."""

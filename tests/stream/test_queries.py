@@ -4,15 +4,20 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import msgpack
 import numpy as np
 import pytest
 from driftline.errors import SearchFailed
 from driftline.stream.clients import FeedClient, SearchClient
+from driftline.stream.documents import Refused
 from driftline.stream.log import Draft, Headers, Log, Record, open_log
-from driftline.stream.messages import Form
+from driftline.stream.messages import Form, Reply
+from driftline.stream.queries import own_offsets
+from driftline.stream.room import Room
 
 from .running import DEADLINE_S, Place, eventually, gaussian, log_url, read_all, reasons
 
@@ -165,6 +170,22 @@ async def test_a_named_topic_and_partition(place: Place, log: Log) -> None:
     assert msgpack.unpackb(reply.value or b"")["hits"][0]["id"] == b"v3"
 
 
+@pytest.mark.parametrize("value", [msgpack.packb({"key": "v3"}), b"\xc1"], ids=["hits", "error"])
+async def test_a_trace_goes_on(place: Place, log: Log, value: bytes) -> None:
+    """A reply, of hits or an error, carries the request's trace context as bytes: the last of doubled ones,
+    none that is too long."""
+    correlation = uuid.uuid4().bytes
+    trace = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    headers: Headers = (
+        ("traceparent", b"an older one"), ("TraceParent", trace), ("tracestate", b"\xff=1"),
+        ("baggage", b"x" * 8193), *way_back(None, correlation),
+    )  # fmt: skip
+    await log.append([Draft(place.search, None, value, headers)])
+    reply = await reply_to(log, place.replies, correlation)
+    carried = [header for header in reply.headers if header[0] in ("traceparent", "tracestate", "baggage")]
+    assert carried == [("traceparent", trace), ("tracestate", b"\xff=1")]
+
+
 async def test_waiting_for_offsets_blocks_nobody(place: Place, log: Log, client: SearchClient) -> None:
     """`after` ahead of the log: parked; others are answered meanwhile; it is, as soon as the records are
     applied."""
@@ -194,25 +215,104 @@ async def test_what_is_fed_is_found(place: Place, log: Log, client: SearchClient
 
 
 async def test_expired_requests_are_counted_not_answered(place: Place, log: Log) -> None:
-    """By the record's timestamp: old when they arrive, or grown old while waiting for offsets."""
+    """By the record's timestamp: old when they arrive."""
     before = place.service.status()
     assert before is not None
     value = msgpack.packb({"key": "v1"})
     old = int(time.time() * 1000) - 60_000
-    far = msgpack.packb({"key": "v1", "deadline_ms": 50, "after": {place.vectors: {"0": 2**40}}})
-    correlations = [uuid.uuid4().bytes, uuid.uuid4().bytes]
-    await log.append([Draft(place.search, None, value, way_back(None, correlations[0]), timestamp_ms=old)])
-    await log.append([Draft(place.search, None, far, way_back(None, correlations[1]))])
+    correlation = uuid.uuid4().bytes
+    await log.append([Draft(place.search, None, value, way_back(None, correlation), timestamp_ms=old)])
 
     def counted() -> bool:
         status = place.service.status()
-        return status is not None and status["expired"] == before["expired"] + 2
+        return status is not None and status["expired"] == before["expired"] + 1
 
-    await eventually(counted, "two expired")
+    await eventually(counted, "one expired")
     answered = {
         dict(record.headers).get("kafka_correlationId") for record in await read_all(log, place.replies)
     }
-    assert answered.isdisjoint(correlations)
+    assert correlation not in answered
+
+
+async def test_an_offset_that_never_comes(place: Place, log: Log, client: SearchClient) -> None:
+    """Beyond the log's end until shortly before the deadline: said so, with where the log ends, in time for
+    who waits; by a producer whose clock is an hour ahead too."""
+    (end,) = (await log.end_offsets(place.vectors)).values()
+    with pytest.raises(SearchFailed, match=f"offset 1099511627776 .* ends at {end}") as failed:
+        await client.search(key="v1", after={place.vectors: {0: 2**40}}, deadline_ms=3000)
+    assert failed.value.code == "offset_unknown"
+    value = msgpack.packb({"key": "v1", "deadline_ms": 1000, "after": {place.vectors: {"0": 2**40}}})
+    correlation, ahead = uuid.uuid4().bytes, int(time.time() * 1000) + 3_600_000
+    await log.append([Draft(place.search, None, value, way_back(None, correlation), timestamp_ms=ahead)])
+    reply = await reply_to(log, place.replies, correlation)
+    assert msgpack.unpackb(reply.value or b"")["error"]["code"] == "offset_unknown"
+
+
+async def test_too_many_that_wait(tmp_path: Path) -> None:
+    """Beyond the bound in number, and in bytes: `too_busy` at once, the others go on waiting and are
+    answered, and who need not wait is answered meanwhile."""
+    place = Place(f"local:{tmp_path / 'log'}", "busy", tmp_path, index__dim=DIM, search__parked_max=3,
+                  search__waiting_max=4, search__parked_bytes=2000, search__waiting_bytes=4000)  # fmt: skip
+    with place.service.start():
+        async with (
+            open_log(place.url) as log,
+            FeedClient(log, place.vectors) as feed,
+            SearchClient(log, place.search, place.replies) as client,
+            asyncio.TaskGroup() as group,
+        ):
+            await feed.upsert(["a"], VECTORS[:1])
+            after = {place.vectors: {0: 2}}
+
+            def ask(**more: Any) -> asyncio.Task[Reply]:
+                asked = client.search(key="b", k=1, after=after, deadline_ms=60_000, **more)
+                return group.create_task(asked)
+
+            def parked(count: int) -> Callable[[], bool]:
+                return lambda: (place.service.status() or {})["parked_requests"] == count
+
+            few = [ask(), ask()]
+            await eventually(parked(2), "two wait")
+            long = {"or": [{"text": "x" * 250}] * 7}
+            with pytest.raises(SearchFailed, match="too_busy"):
+                await client.search(key="b", after=after, filter=long)
+            few.append(ask())
+            await eventually(parked(3), "three wait")
+            with pytest.raises(SearchFailed, match="too_busy"):
+                await client.search(key="b", after=after)
+            assert (await client.search(VECTORS[0], k=1)).hits[0].id == b"a"
+            await feed.upsert(["b"], VECTORS[1:2])
+        assert all(task.result().hits[0].id == b"b" for task in few)
+        await eventually(parked(0), "none waits")
+
+
+def test_offsets_of_other_instances() -> None:
+    """A request waits for the partitions that are read here; others of the topic are no error, and what
+    nobody reads is."""
+    after = {"t": {0: 5, 2: 7}}
+    assert own_offsets(after, "t", {0: 1, 1: 1}, (0, 1, 2)) == {0: 5}
+    assert own_offsets(after, "t", {1: 1}, (0, 1, 2)) == {}
+    with pytest.raises(Refused, match="partition 2 of t; this service reads t, partitions 0, 1"):
+        own_offsets(after, "t", {0: 1}, (0, 1))
+    with pytest.raises(Refused, match="partition 0 of u"):
+        own_offsets({"u": {0: 1}}, "t", {0: 1}, (0, 1))
+
+
+async def test_room_is_bounded_in_items_and_bytes() -> None:
+    """Who finds no room waits until there is; what is larger than all of it comes in alone."""
+    room = Room(3, 10)
+    assert room.try_enter(6)
+    assert not room.try_enter(5)
+    assert room.try_enter(2)
+    assert room.try_enter(2)
+    assert not room.try_enter(0)
+    waiting = asyncio.create_task(room.enter(100))
+    for size in (6, 2, 2):
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        room.leave(size)
+    await asyncio.wait_for(waiting, 10)
+    assert (room.items, room.bytes) == (1, 100)
+    assert not room.try_enter(0)
 
 
 WRONG: dict[str, tuple[str, bytes | None, Headers]] = {

@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from driftline.errors import LogError
 from driftline.index.online import OnlineIndex
+from driftline.snapshots.environment import Environment
 from driftline.snapshots.store import SnapshotStore
 from driftline.stream.clients import FeedClient, SearchClient
+from driftline.stream.local_layout import DATABASES
 from driftline.stream.log import Draft, Log, open_log
 
 from .running import (
@@ -293,3 +296,20 @@ def test_a_signal_while_starting(tmp_path: Path) -> None:
         until(lambda: place.service.events("service.started"), "started")
         assert place.service.stop() == 0
         assert place.service.events()[-1]["event"] == "service.stopped"
+
+
+async def test_a_stop_that_takes_too_long(tmp_path: Path) -> None:
+    """Ended after stop_s, said so, exit code 0; nothing is lost."""
+    place = Place(f"local:{tmp_path / 'log'}", "slow", tmp_path, index__dim=DIM, stop_s=1)
+    with place.service.start():
+        async with open_log(place.url) as log, FeedClient(log, place.vectors) as feed:
+            await feed.upsert(["a", "b"], gaussian(2, DIM, 1))
+        await eventually(place.service.caught_up, "caught up")
+        # Somebody else's transaction: no offset can be committed, no end of it.
+        with Environment(tmp_path / "log", DATABASES, error=LogError) as held, held.write():
+            assert place.service.stop() == 0
+        assert place.service.events()[-1]["event"] == "service.stop_given_up"
+        assert not place.service.events("service.stopped")
+        status = place.service.start().status()
+        assert status is not None
+        assert status["live"] == 2
