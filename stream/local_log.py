@@ -119,6 +119,12 @@ class LocalLog:
             )
         )
 
+    async def record_at(self, topic: str, partition: int, offset: int) -> Record | None:
+        number, _ = await self._topic(topic)
+        place = RECORD_PLACE.pack(number, partition, offset)
+        stored = await asyncio.wrap_future(self._open.read(lambda txn: txn.get("records", place)))
+        return None if stored is None else decode(topic, partition, offset, stored)
+
     async def committed(self, group: str, topic: str) -> dict[int, int]:
         number, known = await self._topic(topic)
 

@@ -49,7 +49,11 @@ TOPIC_NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRS
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record as it was read. A header that Kafka holds with a null value reads as empty."""
+    """One record as it was read.
+
+    A header that Kafka holds with a null value reads as empty; bytes of its name that are not UTF-8 read as
+    lone surrogates (PEP 383).
+    """
 
     topic: str
     partition: int
@@ -156,6 +160,10 @@ class Log(Protocol):
 
     async def end_offsets(self, topic: str) -> dict[int, int]:
         """The position of a reader that has read everything committed, per partition."""
+        ...
+
+    async def record_at(self, topic: str, partition: int, offset: int) -> Record | None:
+        """The record of that very offset; None where there is none: a gap, a marker, outside the log."""
         ...
 
     async def committed(self, group: str, topic: str) -> dict[int, int]:
