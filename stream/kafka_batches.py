@@ -28,6 +28,7 @@ MAGIC_AT = 16  # the batch's format; header names came with 2
 internal: Any = default_records
 Parser: Any = internal._DefaultRecordBatchPy  # in Python; the public name is the compiled one
 consumed: Any = PartitionRecords
+plain: Any = bytearray.__getitem__
 
 
 async def fetch_batch(
@@ -98,8 +99,8 @@ class Text(bytearray):
     """Bytes that decode as UTF-8, or as what stands for bytes that are not."""
 
     def __getitem__(self, at: Any) -> Any:
-        found: bytearray | int = bytearray.__getitem__(self, at)
-        return found if isinstance(found, int) else Text(found)
+        found = plain(self, at)
+        return Text(found) if isinstance(at, slice) else found
 
     def decode(self, encoding: str = "utf-8", errors: str = "surrogateescape") -> str:
         return super().decode(encoding, "surrogateescape")

@@ -95,8 +95,8 @@ class KafkaLog:
     async def topics(self) -> frozenset[str]:
         return await self._topics.names()
 
-    async def describe(self, topic: str) -> Topic:
-        return await self._topics.describe(topic)
+    async def describe(self, topic: str, *, max_age_s: float = 60.0) -> Topic:
+        return await self._topics.describe(topic, max_age_s)
 
     async def partitions(self, topic: str) -> tuple[int, ...]:
         return (await self._topics.describe(topic)).partitions

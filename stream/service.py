@@ -14,6 +14,7 @@ from importlib.metadata import version
 
 from ..errors import LogError
 from ..index.budget import Budget
+from .anchors import check_anchors
 from .applied import Applied
 from .canary import LiveCanary
 from .config import Settings
@@ -30,7 +31,7 @@ from .reply_sender import ReplySender
 from .shard import Shard
 from .snapshotting import Snapshotting
 from .status import Counters, Status, memory_of
-from .topics import prepare_topics
+from .topics import check_retention, prepare_topics
 from .upkeep import maintain
 
 __all__ = ["serve"]
@@ -73,9 +74,12 @@ async def _start(settings: Settings, logger: Logger) -> None:
             needed = [names.vectors, names.search, names.replies, names.dead_letters, names.drift]
             for topic in await prepare_topics(log, settings, needed):
                 logger.info("topic.created", topic=topic, partitions=names.partitions)
+            vectors = await log.describe(names.vectors)
+            check_retention(vectors, settings)
             offsets = await starting_offsets(log, names.vectors, shard.offsets)
+            await check_anchors(log, names.vectors, shard.anchors)
             letters = await log.describe(names.dead_letters)
-            service = Service(settings, log, shard, Applied(offsets), letters, logger)
+            service = Service(settings, log, shard, Applied(offsets), vectors, letters, logger)
             await service.run()
     finally:
         await asyncio.to_thread(shard.close)
@@ -85,7 +89,14 @@ class Service:
     """A shard with everything around it, between its first record and its last snapshot."""
 
     def __init__(
-        self, settings: Settings, log: Log, shard: Shard, applied: Applied, letters: Topic, logger: Logger
+        self,
+        settings: Settings,
+        log: Log,
+        shard: Shard,
+        applied: Applied,
+        vectors: Topic,
+        letters: Topic,
+        logger: Logger,
     ) -> None:
         self._settings = settings
         self._log = log
@@ -95,10 +106,12 @@ class Service:
         self._began = time.monotonic()
         self._counters = counters = Counters()
         self._outbox = outbox = Outbox(log, logger, settings.ingest.outbox_records)
-        self._drift = drift = DriftEvents(settings.topics.drift, settings.topics.vectors, outbox, logger)
+        self._drift = drift = DriftEvents(settings.topics.drift, vectors.name, shard, outbox, logger)
         self._reencoding = Budget(settings.reencode.budget, settings.reencode.floor)
-        self._snapshots = Snapshotting(settings, log, shard, outbox, logger)
-        self._ingest = Ingest(settings, log, shard, applied, outbox, drift, letters, counters, logger)
+        self._snapshots = Snapshotting(settings, log, shard, drift, outbox, logger)
+        self._ingest = Ingest(
+            settings, log, shard, applied, outbox, drift, vectors, letters, counters, logger
+        )
         sender = ReplySender(log, outbox, letters, settings.broker.group, counters, logger)
         self._canary = canary = LiveCanary(settings, shard, drift, logger)
         self._queries = Queries(settings, log, shard, applied, sender, canary, counters, logger)
@@ -133,6 +146,7 @@ class Service:
             return
         try:
             async with asyncio.timeout(FLUSH_S):
+                await self._drift.emit()
                 await self._outbox.flushed()
         except TimeoutError:
             pending = self._outbox.pending

@@ -52,7 +52,7 @@ class Status:
     version: str
     pid: int
     uptime_s: float
-    ready: bool  # everything that was in the topic at start is applied
+    ready: bool  # the index is what the topic says, as far as can be known (readiness.py)
     log: str
     topic: str
     dim: int | None  # None until the first vector, where no dimension is configured
