@@ -17,6 +17,7 @@ Stored under the snapshot's id (u64, big-endian) in the database `manifests`:
 | written_bytes | bytes of those it wrote |
 | offsets | topic -> partition -> next offset |
 | extra | what the caller gave |
+| reached | topic -> partition -> [ms since the epoch or nil, [[offset, ms, hash], ...]]; may be absent |
 | segments | raw segment id -> rows that are meant |
 | state | a chunk entry |
 | chunks | chunk name -> chunk entry |
@@ -26,7 +27,7 @@ A chunk entry is [version, snapshot that wrote it, ordinal within that snapshot,
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
 
 import msgpack
@@ -37,9 +38,11 @@ from .environment import ReadTransaction
 
 __all__ = [
     "MANIFESTS",
+    "Anchor",
     "ChunkEntry",
     "Json",
     "Manifest",
+    "Reached",
     "SnapshotInfo",
     "decode",
     "encode",
@@ -53,6 +56,23 @@ KEY = struct.Struct(">Q")
 codec: Any = msgpack  # ships no types
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """A record that was applied, by which its log is known again."""
+
+    offset: int  # its own
+    timestamp_ms: int
+    hash: bytes  # 16 bytes: of what it holds
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """What is known of a partition at the time of a snapshot, beside its offset."""
+
+    current_ms: int | None  # ms since the epoch: all that was in the log then is applied; None: not known
+    anchors: tuple[Anchor, ...]  # by offset
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +91,9 @@ class SnapshotInfo:
     chunks_shared: int
     offsets: Mapping[str, Mapping[int, int]]  # topic -> partition -> next offset
     extra: Mapping[str, Json]  # the caller's
+    reached: Mapping[str, Mapping[int, Reached]] = field(
+        default_factory=dict[str, Mapping[int, Reached]]
+    )  # topic -> partition
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +134,7 @@ def encode(manifest: Manifest) -> bytes:
                 "written_bytes": info.bytes_written,
                 "offsets": {topic: dict(partitions) for topic, partitions in info.offsets.items()},
                 "extra": dict(info.extra),
+                **({"reached": _reached_fields(info.reached)} if info.reached else {}),
                 "segments": dict(manifest.segments),
                 "state": _entry_fields(manifest.state),
                 "chunks": {name: _entry_fields(entry) for name, entry in manifest.chunks.items()},
@@ -144,6 +168,7 @@ def decode(snapshot: int, stored: bytes) -> Manifest:
         chunks_shared=fields["shared"],
         offsets=fields["offsets"],
         extra=fields["extra"],
+        reached={topic: _reached(held) for topic, held in fields.get("reached", {}).items()},
     )
     return Manifest(info, state, chunks, fields["segments"])
 
@@ -170,3 +195,20 @@ def read_manifests(txn: ReadTransaction) -> tuple[dict[int, Manifest], dict[int,
 
 def _entry_fields(entry: ChunkEntry) -> list[int | bytes]:
     return [entry.version, entry.snapshot, entry.ordinal, entry.size, entry.checksum]
+
+
+def _reached_fields(topics: Mapping[str, Mapping[int, Reached]]) -> dict[str, dict[int, list[Any]]]:
+    return {
+        topic: {
+            partition: [reached.current_ms, [[a.offset, a.timestamp_ms, a.hash] for a in reached.anchors]]
+            for partition, reached in partitions.items()
+        }
+        for topic, partitions in topics.items()
+    }
+
+
+def _reached(partitions: Mapping[int, list[Any]]) -> dict[int, Reached]:
+    return {
+        partition: Reached(current_ms, tuple(Anchor(*anchor) for anchor in anchors))
+        for partition, (current_ms, anchors) in partitions.items()
+    }

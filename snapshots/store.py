@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -35,6 +36,7 @@ from .manifest import (
     ChunkEntry,
     Json,
     Manifest,
+    Reached,
     SnapshotInfo,
     encode,
     manifest_key,
@@ -210,6 +212,7 @@ class SnapshotStore:
         offsets: Mapping[str, Mapping[int, int]],
         extra: Mapping[str, Json] | None = None,
         *,
+        reached: Mapping[str, Mapping[int, Reached]] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> SnapshotInfo:
         """Make a cut, with the next offset of every topic and partition it has applied, the newest snapshot.
@@ -221,11 +224,26 @@ class SnapshotStore:
         """
         with self._committing:
             try:
-                return self._write(cut, offsets, extra or {}, progress or (lambda done, total: None))
+                return self._write(
+                    cut, offsets, extra or {}, reached or {}, progress or (lambda done, total: None)
+                )
             except BaseException:
                 with suppress(SnapshotError):  # what cannot be removed now is removed at the next open
                     self._discard()
                 raise
+
+    def renew(self, reached: Mapping[str, Mapping[int, Reached]]) -> None:
+        """Replace what the newest snapshot says of its partitions: nothing was applied since, so that it is
+        as good as a new one. SnapshotError if the disk refuses, or nothing was committed or read as newest.
+        """
+        with self._committing:
+            if self._base is None:
+                raise SnapshotError(f"{self.path}: there is no snapshot to renew")
+            renewed = replace(self._base, info=replace(self._base.info, reached=reached))
+            stored = encode(renewed)
+            with self._environment.write(room=len(stored)) as txn:
+                txn.put(MANIFESTS, manifest_key(renewed.info.id), stored)
+            self._base = renewed
 
     def close(self) -> None:
         """Wait for a commit that runs, then close, raw vectors too; again is allowed."""
@@ -249,6 +267,7 @@ class SnapshotStore:
         cut: Cut,
         offsets: Mapping[str, Mapping[int, int]],
         extra: Mapping[str, Json],
+        reached: Mapping[str, Mapping[int, Reached]],
         progress: Callable[[int, int], None],
     ) -> SnapshotInfo:
         dim = self._dim
@@ -288,6 +307,7 @@ class SnapshotStore:
             chunks_shared=len(chunks) - len(changed),
             offsets=offsets,
             extra=extra,
+            reached=reached,
         )
         self._conclude(Manifest(info, state, chunks, segments))
         return info

@@ -62,6 +62,9 @@ class Topics(Section):
     """Create missing topics. Unset: yes on the local log, no on Kafka."""
     partitions: Positive = 1
     """Partitions of a topic that is created."""
+    retention: Literal["keep"] | None = None
+    """keep: records of topics.vectors stay although its cleanup.policy has delete. Unset: such a topic is
+    refused."""
 
 
 class Index(Section):
@@ -135,7 +138,7 @@ class Snapshots(Section):
     every_seconds: Seconds = 300.0
     """A snapshot is taken after this many seconds, if a record was applied or a re-encode went on, also by
     hand."""
-    keep: Positive = 2
+    keep: Positive = 5
     """Snapshots kept."""
 
 

@@ -56,7 +56,7 @@ def dead_letter(rejection: Rejection, topic: str, *, instance: str = "0", keep_v
         "exception.message": rejection.sentence,
         "exception.stacktrace": f"driftline.{rejection.code}: {rejection.sentence}\n",
     }
-    headers = [header for header in record.headers if not header[0].startswith(PREFIX)]
+    headers = [(_writable(name), value) for name, value in record.headers if not name.startswith(PREFIX)]
     headers += [(PREFIX + name, text.encode("utf-8", "replace")) for name, text in reasons.items()]
     value = record.value
     if not keep_value and value is not None:
@@ -69,3 +69,8 @@ def dead_letter(rejection: Rejection, topic: str, *, instance: str = "0", keep_v
         tuple(headers),
         timestamp_ms=record.timestamp_ms if record.timestamp_ms >= 0 else None,
     )
+
+
+def _writable(name: str) -> str:
+    """The name of a header, with \\xff for a byte that is not UTF-8."""
+    return name if name.isascii() else name.encode(errors="surrogateescape").decode(errors="backslashreplace")

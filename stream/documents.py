@@ -115,6 +115,9 @@ def find_header(headers: Iterable[tuple[str, bytes]], name: str) -> bytes | None
 def read_envelope(headers: Iterable[tuple[str, bytes]]) -> Envelope:
     """The headers that concern the value. Raises Refused when one of them cannot be understood."""
     headers = tuple(headers)
+    for name, _ in headers:
+        if not name.isascii():
+            check_name(name)
     version = find_header(headers, VERSION_HEADER)
     if version is not None and version != b"%d" % FORMAT_VERSION:
         raise Refused(
@@ -127,6 +130,14 @@ def read_envelope(headers: Iterable[tuple[str, bytes]]) -> Envelope:
         None if content_type is None else parse_content_type(content_type),
         None if model is None else parse_model(model),
     )
+
+
+def check_name(name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # lone surrogates: see Record
+        stored = name.encode(errors="surrogateescape")
+        raise Refused("bad_header", f"the name of a header, {shown(stored)}, is not UTF-8") from None
 
 
 def parse_content_type(header: bytes) -> Form:

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import LogError
+from ..snapshots.manifest import Anchor
+from .anchors import newest_records
 from .applied import Applied
 from .config import Settings
 from .dimension import first_dimension, rejections
@@ -22,9 +24,11 @@ from .measures import Measures
 from .memory_limit import MemoryLimit
 from .messages import Rejection, VectorBatch, decode_vectors
 from .outbox import Outbox, fitting_letter
+from .readiness import CATCHING_UP, Readiness
 from .room import Room
 from .shard import Shard
 from .status import Counters
+from .topic_watch import TopicWatch
 
 __all__ = ["Ingest", "starting_offsets"]
 
@@ -42,6 +46,7 @@ class Step:
     batch: VectorBatch | None  # None: no record of the topic has shown the dimension yet
     rejected: Sequence[Rejection]
     positions: Mapping[int, int]  # next offsets once it is applied
+    newest: Mapping[int, Anchor]  # the last record of each partition
 
 
 @dataclass(slots=True)
@@ -57,7 +62,7 @@ class Report:
 
 
 class Ingest:
-    """Reads, decodes, applies. `ready` is set once everything is applied that was in the topic at start."""
+    """Reads, decodes, applies; `ready` says whether the index is what the topic says."""
 
     def __init__(
         self,
@@ -67,13 +72,14 @@ class Ingest:
         applied: Applied,
         outbox: Outbox,
         drift: DriftEvents,
+        vectors: Topic,
         letters: Topic,
         counters: Counters,
         measures: Measures,
         memory: MemoryLimit,
         logger: Logger,
     ) -> None:
-        self.ready = asyncio.Event()
+        self.ready = Readiness(shard, logger)
         self._settings = settings
         self._log = log
         self._shard = shard
@@ -86,6 +92,10 @@ class Ingest:
         self._memory = memory
         self._logger = logger
         self._topic = settings.topics.vectors
+        self._added: dict[int, int] = {}  # partitions that are new, and where they begin
+        self._watch = TopicWatch(
+            settings, log, shard, applied, vectors, self.ready, self._added.update, logger
+        )
         self._queue: asyncio.Queue[Step] = asyncio.Queue()
         self._room = Room(settings.ingest.queue_batches, settings.ingest.queue_bytes)
         self._report = Report()
@@ -95,44 +105,51 @@ class Ingest:
         offsets = self._applied.offsets
         ends = await self._log.end_offsets(self._topic)
         ends = {partition: ends[partition] for partition in offsets}
-        began = time.monotonic()
         backlog = sum(max(0, end - offsets[partition]) for partition, end in ends.items())
         self._logger.info("ingest.catching_up", offsets=offsets, backlog=backlog)
-        starts = {(self._topic, partition): offset for partition, offset in self._applied.offsets.items()}
-        reader = await self._log.reader(starts)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._decode())
+            group.create_task(self._apply())
+            group.create_task(self._watch.run())
+            await self._applied.reach(ends)
+            self.ready.release(CATCHING_UP)
+
+    async def _decode(self) -> None:
+        before = self._applied.offsets
+        reader = await self._reader(before)
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._decode(reader))
-                group.create_task(self._apply())
-                await self._applied.reach(ends)
-                self.ready.set()
-                took = round(time.monotonic() - began, 3)
-                live, offsets = self._shard.live, self._applied.offsets
-                self._logger.info("service.ready", live=live, offsets=offsets, catch_up_s=took)
+            while True:
+                if self._added:
+                    before |= self._added
+                    self._added.clear()
+                    await reader.close()
+                    reader = await self._reader(before)
+                records = await reader.fetch(self._settings.ingest.batch_records, FETCH_S)
+                positions = {partition: reader.position(self._topic, partition) for partition in before}
+                if positions == before:
+                    continue
+                batch, rejected, newest = await self._shard.beside(self._decode_batch, records)
+                size = sum(len(record.value or b"") for record in records)
+                await self._room.enter(size)
+                self._queue.put_nowait(Step(len(records), size, batch, rejected, positions, newest))
+                before = positions
         finally:
             await reader.close()
 
-    async def _decode(self, reader: Reader) -> None:
-        before = self._applied.offsets
-        while True:
-            records = await reader.fetch(self._settings.ingest.batch_records, FETCH_S)
-            positions = {partition: reader.position(self._topic, partition) for partition in before}
-            if positions == before:
-                continue
-            batch, rejected = await self._shard.beside(self._decode_batch, records)
-            size = sum(len(record.value or b"") for record in records)
-            await self._room.enter(size)
-            self._queue.put_nowait(Step(len(records), size, batch, rejected, positions))
-            before = positions
+    async def _reader(self, offsets: Mapping[int, int]) -> Reader:
+        return await self._log.reader({(self._topic, p): offset for p, offset in offsets.items()})
 
-    def _decode_batch(self, records: Sequence[Record]) -> tuple[VectorBatch | None, Sequence[Rejection]]:
+    def _decode_batch(
+        self, records: Sequence[Record]
+    ) -> tuple[VectorBatch | None, Sequence[Rejection], Mapping[int, Anchor]]:
         metric, model = self._settings.index.metric, self._shard.model
+        newest = newest_records(records)
         dim = self._shard.dim or first_dimension(records, metric=metric, model=model)
         if dim is None:
-            return None, rejections(records, metric=metric, model=model)
+            return None, rejections(records, metric=metric, model=model), newest
         batch = decode_vectors(records, dim=dim, metric=metric, model=model)
         self._shard.learn(dim, batch.model)
-        return batch, batch.rejected
+        return batch, batch.rejected, newest
 
     async def _apply(self) -> None:
         while True:
@@ -146,7 +163,7 @@ class Ingest:
             self._room.leave(step.bytes)
             await self._reject(step.rejected)
             began = time.monotonic()
-            changes = await self._shard.apply(step.batch, step.positions, step.records)
+            changes = await self._shard.apply(step.batch, step.positions, step.records, step.newest)
             took = time.monotonic() - began
             self._applied.advance(step.positions)
             for tally in (self._counters, self._report):
@@ -159,7 +176,7 @@ class Ingest:
                 self._measures.delay.update(max(0.0, time.time() - step.batch.time_ms / 1000))
             if time.monotonic() - self._report.since >= REPORT_S:
                 self._send_report()
-            await self._drift.emit(changes.events)
+            await self._drift.emit()
 
     async def _reject(self, rejected: Sequence[Rejection]) -> None:
         instance = self._settings.broker.group

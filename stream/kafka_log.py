@@ -12,7 +12,8 @@ from typing import Any, Self, Unpack
 
 from aiokafka import AIOKafkaConsumer, TopicPartition, errors
 
-from ..errors import InvalidInput, LogError
+from ..errors import BrokerUnavailable, InvalidInput, LogError
+from .kafka_batches import as_record, fetch_batch
 from .kafka_client import KafkaClient, connection_settings, turned
 from .kafka_producer import KafkaProducer
 from .kafka_topics import KafkaTopics
@@ -20,7 +21,6 @@ from .log import (
     FETCH_RECORDS,
     Compression,
     Draft,
-    Headers,
     Position,
     Reader,
     Record,
@@ -37,6 +37,7 @@ POLL_S = (
 )
 FETCH_BYTES = 16 << 20  # of one response
 PARTITION_BYTES = 4 << 20  # of one partition in it: a thousand records of 3 KB
+UNREADABLE = (UnicodeDecodeError, errors.CorruptRecordException)  # of a header's name, see kafka_batches.py
 
 
 class KafkaLog:
@@ -112,8 +113,8 @@ class KafkaLog:
     async def topics(self) -> frozenset[str]:
         return await self._topics.names()
 
-    async def describe(self, topic: str) -> Topic:
-        return await self._topics.describe(topic)
+    async def describe(self, topic: str, *, max_age_s: float = 60.0) -> Topic:
+        return await self._topics.describe(topic, max_age_s)
 
     async def partitions(self, topic: str) -> tuple[int, ...]:
         return (await self._topics.describe(topic)).partitions
@@ -127,6 +128,10 @@ class KafkaLog:
     async def end_offsets(self, topic: str) -> dict[int, int]:
         return await self._topics.end_offsets(topic)
 
+    async def record_at(self, topic: str, partition: int, offset: int) -> Record | None:
+        records, _ = await fetch_batch(self._client, topic, partition, offset)
+        return records[0] if records and records[0].offset == offset else None
+
     async def committed(self, group: str, topic: str) -> dict[int, int]:
         return await self._topics.committed(group, topic)
 
@@ -139,7 +144,7 @@ class KafkaLog:
         for topic, partition in starts:
             if partition not in await self.partitions(topic):
                 raise InvalidInput(f"topic {topic} has no partition {partition}")
-        reader = KafkaReader(self._settings, starts, self._topics, self._readers.discard)
+        reader = KafkaReader(self._settings, starts, self._client, self._topics, self._readers.discard)
         await self._client.ask("open a reader", reader.start)
         self._readers.add(reader)
         return reader
@@ -152,10 +157,12 @@ class KafkaReader:
         self,
         settings: dict[str, Any],
         starts: Mapping[tuple[str, int], int],
+        client: KafkaClient,
         topics: KafkaTopics,
         closed: Callable[["KafkaReader"], None],
     ) -> None:
         self._settings = settings
+        self._client = client
         self._topics = topics
         self._closed = closed
         self._positions = dict(starts)
@@ -180,11 +187,10 @@ class KafkaReader:
             raise
         # No await in between: the consumer must not look for a position before it is told one.
         consumer.assign(list(self._places.values()))
-        for place, partition in self._places.items():
-            consumer.seek(partition, self._positions[place])
+        self._consumer = consumer
+        self._seek()
         # Its tasks must have begun when it is stopped, or stop() raises their CancelledError.
         await asyncio.sleep(0)
-        self._consumer = consumer
 
     async def fetch(self, max_records: int = FETCH_RECORDS, timeout_s: float = 1.0) -> list[Record]:
         deadline = time.monotonic() + timeout_s
@@ -197,7 +203,9 @@ class KafkaReader:
                 batches = await consumer.getmany(timeout_ms=min(left, POLL_S) * 1000, max_records=max_records)
             except errors.OffsetOutOfRangeError as error:
                 raise await self._outside(error.args[0]) from error
-            except (errors.KafkaError, errors.ConsumerStoppedError, UnicodeDecodeError) as error:
+            except UNREADABLE:
+                return await self._fetch_batches(max_records)
+            except (errors.KafkaError, errors.ConsumerStoppedError) as error:
                 raise turned("read", error) from error
             moved = False
             for place, partition in self._places.items():
@@ -216,17 +224,34 @@ class KafkaReader:
         if consumer is not None:
             await consumer.stop()
 
+    async def _fetch_batches(self, most: int) -> list[Record]:
+        """A batch of each partition, past what the consumer cannot read; it is set to what is behind.
+
+        It may have moved past records that it did not return, in any partition: it is set back first, so that
+        nothing is lost if this is cancelled.
+        """
+        self._seek()
+        records: list[Record] = []
+        positions = dict(self._positions)
+        for place, position in self._positions.items():
+            try:
+                found, positions[place] = await fetch_batch(self._client, *place, position)
+            except BrokerUnavailable:
+                continue  # as for the consumer: when it is back
+            if len(found) > most - len(records):
+                found = found[: most - len(records)]
+                positions[place] = found[-1].offset + 1 if found else position
+            records += found
+        self._positions = positions
+        self._seek()
+        return records
+
+    def _seek(self) -> None:
+        for place, partition in self._places.items():
+            self._consumer.seek(partition, self._positions[place])
+
     async def _outside(self, offsets: Mapping[TopicPartition, int]) -> LogError:
         (place, offset), *_ = offsets.items()
         begin = await self._topics.begin_offsets(place.topic)
         end = await self._topics.end_offsets(place.topic)
         return outside(place.topic, place.partition, offset, begin[place.partition], end[place.partition])
-
-
-def as_record(record: Any) -> Record:
-    headers: Headers = record.headers
-    if headers:
-        headers = tuple((name, value or b"") for name, value in headers)
-    return Record(
-        record.topic, record.partition, record.offset, record.timestamp, record.key, record.value, headers
-    )

@@ -17,6 +17,8 @@ __all__ = ["KafkaTopics"]
 
 DESCRIPTION_S = 60.0  # how long a topic's description is believed
 TOPIC_RESOURCE = 2  # the protocol's number for "a topic's settings"
+FORBIDDEN = (errors.TopicAuthorizationFailedError.errno, errors.ClusterAuthorizationFailedError.errno)
+MAX_RECORD_BYTES = 1_048_588  # Kafka's default for max.message.bytes, where it may not be asked
 BEGIN, END = -2, -1  # the protocol's timestamps for the first and the next offset
 READ_COMMITTED = 1  # END is then the last stable offset: what a reader of committed records can reach
 NO_GENERATION, NO_RETENTION = (
@@ -37,9 +39,9 @@ class KafkaTopics:
         response = await self._client.ask("list topics", lambda: self._client.metadata(None))
         return frozenset(name for code, name, _, _ in response.topics if not code)
 
-    async def describe(self, topic: str) -> Topic:
+    async def describe(self, topic: str, max_age_s: float = DESCRIPTION_S) -> Topic:
         at, known = self._described.get(topic, (0.0, None))
-        if known is not None and time.monotonic() - at < DESCRIPTION_S:
+        if known is not None and time.monotonic() - at < max_age_s:
             return known
         found = None
         if is_topic_name(topic):
@@ -56,16 +58,20 @@ class KafkaTopics:
         if code in (errors.UnknownTopicOrPartitionError.errno, errors.InvalidTopicError.errno):
             return None  # definite: unlike other errors of a topic, nothing to wait for
         check(code, topic)
-        names = ["cleanup.policy", "max.message.bytes"]
+        numbers = tuple(sorted(int(partition[1]) for partition in partitions))
+        names = ["cleanup.policy", "max.message.bytes", "delete.retention.ms"]
         response = await self._client.send(DescribeConfigsRequest([(TOPIC_RESOURCE, topic, names)]))
         code, reason, _, _, entries = response.resources[0]
-        check(code, f"the settings of {topic} (needs DescribeConfigs) {reason or ''}")
+        if code in FORBIDDEN:
+            return Topic(topic, numbers, None, MAX_RECORD_BYTES)
+        check(code, f"the settings of {topic} {reason or ''}")
         settings = {entry[0]: str(entry[1]) for entry in entries}
         return Topic(
             name=topic,
-            partitions=tuple(sorted(int(partition[1]) for partition in partitions)),
+            partitions=numbers,
             cleanup=frozenset(settings["cleanup.policy"].split(",")),
             max_record_bytes=int(settings["max.message.bytes"]),
+            tombstones_ms=int(settings["delete.retention.ms"]),
         )
 
     async def create(self, topic: str, partitions: int, compacted: bool) -> bool:

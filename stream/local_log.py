@@ -21,6 +21,7 @@ from .local_files import LocalFiles
 from .local_layout import OFFSET, PLACE, RECORD_PLACE, TOPIC, decode, encode, group_key
 from .log import (
     FETCH_RECORDS,
+    TOMBSTONES_MS,
     Draft,
     Position,
     Reader,
@@ -37,7 +38,6 @@ __all__ = ["LocalLog", "LocalReader"]
 POLL_S = 0.005  # a reader that waits: 2.5 ms of delay on average for 0.5 % of a core
 FETCH_BYTES = 16 << 20  # of one fetch
 MAX_RECORD_BYTES = 1_048_588  # Kafka's default, so that what works here works there
-TOMBSTONE_S = 86_400.0  # Kafka's default for delete.retention.ms
 
 
 class LocalLog:
@@ -91,7 +91,7 @@ class LocalLog:
         names = await asyncio.wrap_future(self._open.read(lambda txn: list(txn.keys("topics"))))
         return frozenset(name.decode() for name in names)
 
-    async def describe(self, topic: str) -> Topic:
+    async def describe(self, topic: str, *, max_age_s: float = 60.0) -> Topic:
         return (await self._topic(topic))[1]
 
     async def partitions(self, topic: str) -> tuple[int, ...]:
@@ -118,6 +118,12 @@ class LocalLog:
                 lambda txn: {partition: end_of(txn, number, partition) for partition in known.partitions}
             )
         )
+
+    async def record_at(self, topic: str, partition: int, offset: int) -> Record | None:
+        number, _ = await self._topic(topic)
+        place = RECORD_PLACE.pack(number, partition, offset)
+        stored = await asyncio.wrap_future(self._open.read(lambda txn: txn.get("records", place)))
+        return None if stored is None else decode(topic, partition, offset, stored)
 
     async def committed(self, group: str, topic: str) -> dict[int, int]:
         number, known = await self._topic(topic)
@@ -158,7 +164,7 @@ class LocalLog:
         self._readers.add(reader)
         return reader
 
-    async def compact(self, topic: str, *, tombstones_older_than_s: float = TOMBSTONE_S) -> int:
+    async def compact(self, topic: str, *, tombstones_older_than_s: float = TOMBSTONES_MS / 1000) -> int:
         """Remove records that a newer one of the same key replaces, and tombstones of that age; how many
         went.
 
@@ -166,7 +172,7 @@ class LocalLog:
         is removed, which is what compaction means. Holds the keys of one partition in memory.
         """
         number, known = await self._topic(topic)
-        if "compact" not in known.cleanup:
+        if not known.compacted:
             raise InvalidInput(f"topic {topic} is not compacted")
         before_ms = int((time.time() - tombstones_older_than_s) * 1000)
         removed = 0

@@ -45,13 +45,18 @@ Compression = Literal["none", "gzip", "snappy", "lz4", "zstd"]
 
 FETCH_RECORDS = 1000  # what one fetch returns at most unless asked otherwise
 RECORD_OVERHEAD = 100  # bytes: Kafka's batch header (61) and the record's own varints (at most 36)
+TOMBSTONES_MS = 86_400_000  # Kafka's default for delete.retention.ms
 HEADER_OVERHEAD = 10  # bytes: two varint lengths
 TOPIC_NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record as it was read. A header that Kafka holds with a null value reads as empty."""
+    """One record as it was read.
+
+    A header that Kafka holds with a null value reads as empty; bytes of its name that are not UTF-8 read as
+    lone surrogates (PEP 383).
+    """
 
     topic: str
     partition: int
@@ -91,14 +96,22 @@ class Position:
 class Topic:
     """What a topic is.
 
-    `cleanup` holds "compact", "delete" or both: what the log does with old records; empty where it keeps all.
-    Where compaction is on, a record needs a key. `max_record_bytes` counts key, value, headers and framing.
+    `cleanup` holds "compact", "delete" or both: what the log does with old records; empty where it keeps all,
+    None where it may not be asked. Where compaction is on, a record needs a key, and tombstones go
+    `tombstones_ms` after compaction has come to them. `max_record_bytes` counts key, value, headers and
+    framing.
     """
 
     name: str
     partitions: tuple[int, ...]
-    cleanup: frozenset[str]
+    cleanup: frozenset[str] | None
     max_record_bytes: int
+    tombstones_ms: int = TOMBSTONES_MS
+
+    @property
+    def compacted(self) -> bool:
+        """Whether old records of a key may go: also where nobody can tell."""
+        return self.cleanup is None or "compact" in self.cleanup
 
 
 class Reader(Protocol):
@@ -140,8 +153,8 @@ class Log(Protocol):
 
     async def topics(self) -> frozenset[str]: ...
 
-    async def describe(self, topic: str) -> Topic:
-        """What a topic is, at most a minute old. Raises TopicNotFound at once; never creates a topic."""
+    async def describe(self, topic: str, *, max_age_s: float = 60.0) -> Topic:
+        """What a topic is, or was so long ago. Raises TopicNotFound at once; never creates a topic."""
         ...
 
     async def partitions(self, topic: str) -> tuple[int, ...]:
@@ -158,6 +171,10 @@ class Log(Protocol):
 
     async def end_offsets(self, topic: str) -> dict[int, int]:
         """The position of a reader that has read everything committed, per partition."""
+        ...
+
+    async def record_at(self, topic: str, partition: int, offset: int) -> Record | None:
+        """The record of that very offset; None where there is none: a gap, a marker, outside the log."""
         ...
 
     async def committed(self, group: str, topic: str) -> dict[int, int]:
@@ -258,7 +275,7 @@ def route(
     for index, draft in enumerate(drafts):
         topic = topics[draft.topic]
         count = len(topic.partitions)
-        if draft.key is None and "compact" in topic.cleanup:
+        if draft.key is None and topic.cleanup and "compact" in topic.cleanup:
             raise InvalidInput(f"draft {index}: topic {topic.name} is compacted, so a record needs a key")
         try:
             size = record_bytes(draft)

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 
 from ..index.budget import Budget
+from .anchors import check_anchors
 from .applied import Applied
 from .canary import LiveCanary
 from .config import Settings
@@ -37,7 +38,7 @@ from .reply_sender import ReplySender
 from .shard import Shard
 from .snapshotting import Snapshotting
 from .status import Counters, Status, memory_of
-from .topics import prepare_topics
+from .topics import check_retention, prepare_topics
 from .upkeep import maintain
 
 __all__ = ["serve"]
@@ -80,9 +81,12 @@ async def _start(settings: Settings, logger: Logger) -> None:
             needed = [names.vectors, names.search, names.replies, names.dead_letters, names.drift]
             for topic in await prepare_topics(log, settings, needed):
                 logger.info("topic.created", topic=topic, partitions=names.partitions)
+            vectors = await log.describe(names.vectors)
+            check_retention(vectors, settings)
             offsets = await starting_offsets(log, names.vectors, shard.offsets)
+            await check_anchors(log, names.vectors, shard.anchors)
             letters = await log.describe(names.dead_letters)
-            service = Service(settings, log, shard, Applied(offsets), letters, logger)
+            service = Service(settings, log, shard, Applied(offsets), vectors, letters, logger)
             await service.run()
     finally:
         await asyncio.to_thread(shard.close)
@@ -92,7 +96,14 @@ class Service:
     """A shard with everything around it, between its first record and its last snapshot."""
 
     def __init__(
-        self, settings: Settings, log: Log, shard: Shard, applied: Applied, letters: Topic, logger: Logger
+        self,
+        settings: Settings,
+        log: Log,
+        shard: Shard,
+        applied: Applied,
+        vectors: Topic,
+        letters: Topic,
+        logger: Logger,
     ) -> None:
         self._settings = settings
         self._log = log
@@ -104,12 +115,12 @@ class Service:
         self._measures = measures = Measures()
         self._end = LogEnd(log, settings.topics.vectors, applied)
         self._outbox = outbox = Outbox(log, logger, settings.ingest.outbox_records)
-        self._drift = drift = DriftEvents(settings.topics.drift, settings.topics.vectors, outbox, logger)
+        self._drift = drift = DriftEvents(settings.topics.drift, vectors.name, shard, outbox, logger)
         self._reencoding = Budget(settings.reencode.budget, settings.reencode.floor)
-        self._snapshots = Snapshotting(settings, log, shard, outbox, logger)
+        self._snapshots = Snapshotting(settings, log, shard, drift, outbox, logger)
         self._memory = memory = MemoryLimit(settings.memory_limit, logger)
         self._ingest = Ingest(
-            settings, log, shard, applied, outbox, drift, letters, counters, measures, memory, logger
+            settings, log, shard, applied, outbox, drift, vectors, letters, counters, measures, memory, logger
         )
         sender = ReplySender(log, outbox, letters, settings.broker.group, counters, logger)
         self._canary = canary = LiveCanary(settings, shard, drift, logger)
@@ -150,6 +161,7 @@ class Service:
             return
         try:
             async with asyncio.timeout(FLUSH_S):
+                await self._drift.emit()
                 await self._outbox.flushed()
         except TimeoutError:
             pending = self._outbox.pending
@@ -188,7 +200,7 @@ class Service:
         """Why the answers of searches may be old; None when they are not."""
         most = self._settings.ingest.ready_lag
         if not self._ingest.ready.is_set():
-            return "what was in the topic at start is not applied yet"
+            return "; ".join(self._ingest.ready.against)
         if lag is None:
             return "the log does not answer"
         behind = sum(lag.values())

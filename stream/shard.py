@@ -6,10 +6,10 @@ exactly the offsets that stand beside it. Searches call the index directly, from
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 from ..errors import SnapshotError
 from ..index.budget import Budget
@@ -17,8 +17,9 @@ from ..index.cut import Cut
 from ..index.drift import DriftSettings
 from ..index.events import Event
 from ..index.online import OnlineIndex
-from ..snapshots.manifest import Json
+from ..snapshots.manifest import Anchor, Json, Reached
 from ..snapshots.store import SnapshotInfo, SnapshotStore
+from .anchors import Anchors
 from .config import Settings
 from .events import Logger
 from .messages import VectorBatch
@@ -28,7 +29,8 @@ __all__ = ["Changes", "PendingSnapshot", "Shard"]
 
 Result = TypeVar("Result")
 
-OTHER_THREADS = 5  # decoding, upkeep, the canary, a snapshot, a status
+OTHER_THREADS = 6  # decoding, upkeep, the canary, a snapshot, a reconcile, a status
+DROP_KEYS = 1000  # deleted in one step: a batch waits for it
 SHAPE = ("m", "ef_construction", "route_bits", "seed", "compress_after")  # settings that an index keeps
 
 
@@ -38,7 +40,6 @@ class Changes:
 
     upserted: int  # rows that are new or different
     deleted: int  # keys that were live
-    events: tuple[Event, ...]  # of the index: drift, re-encodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class PendingSnapshot:
     offsets: dict[int, int]
     records: int
     reencode_changes: int
+    reached: dict[int, Reached]
 
 
 class Shard:
@@ -65,6 +67,8 @@ class Shard:
         self._others = ThreadPoolExecutor(OTHER_THREADS, thread_name_prefix="shard")
         self._offsets: dict[int, int] = {}  # this and the next belong to the writer thread
         self._records = 0
+        self._anchors: dict[int, Anchors] = {}
+        self._unseen: set[bytes] = set()
         self._info: SnapshotInfo | None = None
         self._records_saved = self._changes_saved = 0
         self._shape: dict[str, Any] = {
@@ -73,6 +77,8 @@ class Shard:
         self.index: OnlineIndex | None = None
         self.dim: int | None = None
         self.model: str | None = settings.index.embedding_model
+        self.current_ms: dict[int, int] = {}
+        """Partition -> ms since the epoch: what was in the log then is applied. Kept by the topic watch."""
 
     @classmethod
     def open(cls, settings: Settings, logger: Logger) -> Self:
@@ -103,6 +109,11 @@ class Shard:
         return dict(self._offsets)
 
     @property
+    def anchors(self) -> dict[int, tuple[Anchor, ...]]:
+        """Some records that were applied, by partition."""
+        return {partition: anchors.value() for partition, anchors in list(self._anchors.items())}
+
+    @property
     def live(self) -> int:
         return 0 if self.index is None else len(self.index)
 
@@ -131,9 +142,30 @@ class Shard:
         if self.index is None:
             self._begin(dim)
 
-    async def apply(self, batch: VectorBatch | None, positions: Mapping[int, int], records: int) -> Changes:
-        """Apply a decoded batch that ends at the next offsets `positions`."""
-        return await self._run(self._writer, self._apply, batch, positions, records)
+    async def apply(
+        self,
+        batch: VectorBatch | None,
+        positions: Mapping[int, int],
+        records: int,
+        newest: Mapping[int, Anchor] | None = None,
+    ) -> Changes:
+        """Apply a decoded batch that ends at the next offsets `positions`; `newest`: records of its end."""
+        return await self._run(self._writer, self._apply, batch, positions, records, newest or {})
+
+    async def mark(self) -> int:
+        """Remember every live key until it is `seen`, or applied again; how many there are."""
+        return await self._run(self._writer, self._mark)
+
+    async def seen(self, keys: Iterable[bytes]) -> None:
+        """Forget that these were not seen."""
+        await self._run(self._writer, self._unseen.difference_update, keys)
+
+    async def drop_unseen(self) -> int:
+        """Delete the keys that were live at `mark` and not seen since; how many still were."""
+        dropped = 0
+        while self._unseen:
+            dropped += await self._run(self._writer, self._drop)
+        return dropped
 
     async def search(self, work: Callable[..., Result], *arguments: object) -> Result:
         """Run `work`, which searches, in one of search.threads threads."""
@@ -143,27 +175,40 @@ class Shard:
         """Run `work`, which blocks, in a thread that neither writes nor searches."""
         return await self._run(self._others, work, *arguments)
 
-    async def maintain(self, budget_s: float, reencoding: Budget) -> tuple[bool, tuple[Event, ...]]:
-        """One bounded step of repair and re-encoding: whether more can be done at once, and what happened."""
-        index = self.index
-        if index is None:
-            return False, ()
-        more = await self.beside(index.maintain, budget_s, reencoding)
-        return more, tuple(index.take_events())
+    async def maintain(self, budget_s: float, reencoding: Budget) -> bool:
+        """One bounded step of repair and re-encoding: whether more can be done at once."""
+        return self.index is not None and await self.beside(self.index.maintain, budget_s, reencoding)
+
+    def take_events(self) -> list[Event]:
+        """What the index has to tell since the last call: drift, re-encodes."""
+        return [] if self.index is None else self.index.take_events()
 
     async def cut(self) -> PendingSnapshot | None:
         """A consistent cut between two batches; None while there is no index."""
-        return await self._run(self._writer, self._cut)
+        return await self._run(self._writer, self._cut, dict(self.current_ms))  # before it, not after
 
     async def commit(self, pending: PendingSnapshot) -> SnapshotInfo:
         """Write a cut to disk, beside everything else. Raises SnapshotError."""
-        offsets = {self._settings.topics.vectors: pending.offsets}
+        topic = self._settings.topics.vectors
         extra: dict[str, Json] = {"embedding_model": self.model, **self._shape}
-        info = await self.beside(self._store.commit, pending.cut, offsets, extra)
-        self._info = info
+
+        def work() -> SnapshotInfo:
+            reached = {topic: pending.reached}
+            return self._store.commit(pending.cut, {topic: pending.offsets}, extra, reached=reached)
+
+        self._info = info = await self.beside(work)
         self._records_saved = pending.records
         self._changes_saved = pending.reencode_changes
         return info
+
+    async def renew(self) -> None:
+        """Say on disk that the newest snapshot is as good as one taken now: no record came since.
+
+        Raises SnapshotError.
+        """
+        if self._info is not None and not self.records_since_snapshot:
+            reached = {self._settings.topics.vectors: self._reached(dict(self.current_ms))}
+            await self.beside(self._store.renew, reached)
 
     def close(self) -> None:
         """Wait for every thread that is inside the index, then close the store; blocks."""
@@ -217,6 +262,10 @@ class Shard:
         self.dim = info.dim
         self.model = held if isinstance(held, str) else self.model
         self._offsets = dict(info.offsets[topic])
+        for partition, reached in info.reached.get(topic, {}).items():
+            self._anchors[partition] = Anchors(reached.anchors)
+            if reached.current_ms is not None:
+                self.current_ms[partition] = reached.current_ms
         self._info = info
 
     def _tell_loaded(self, info: SnapshotInfo, seconds: float, logger: Logger) -> None:
@@ -231,24 +280,51 @@ class Shard:
             took_s=round(seconds, 3),
         )
 
-    def _apply(self, batch: VectorBatch | None, positions: Mapping[int, int], records: int) -> Changes:
+    def _apply(
+        self,
+        batch: VectorBatch | None,
+        positions: Mapping[int, int],
+        records: int,
+        newest: Mapping[int, Anchor],
+    ) -> Changes:
         upserted = deleted = 0
-        events: tuple[Event, ...] = ()
         if batch is not None and self.index is not None:
             if batch.keys:
                 upserted = self.index.upsert(
                     batch.keys, batch.vectors, batch.attributes, now_ms=batch.time_ms
                 )
+                self._unseen.difference_update(batch.keys)
             if batch.deleted:
                 deleted = self.index.delete(batch.deleted)
-            events = tuple(self.index.take_events())
         self._offsets.update(positions)
         self._records += records
-        return Changes(upserted, deleted, events)
+        for partition, anchor in newest.items():
+            self._anchors.setdefault(partition, Anchors()).update(anchor)
+        return Changes(upserted, deleted)
 
-    def _cut(self) -> PendingSnapshot | None:
+    def _mark(self) -> int:
+        self._unseen.clear()
+        if self.index is not None:
+            self._unseen.update(cast("list[bytes]", self.index.keys()))
+        return len(self._unseen)
+
+    def _drop(self) -> int:
+        keys = [self._unseen.pop() for _ in range(min(DROP_KEYS, len(self._unseen)))]
+        if self.index is None:
+            return 0
+        self._records += len(keys)  # a snapshot that still holds them is older
+        return self.index.delete(keys)
+
+    def _cut(self, current_ms: Mapping[int, int]) -> PendingSnapshot | None:
         if self.index is None:
             return None
         changes = self.index.reencode_changes  # before the cut: what comes meanwhile is saved again
         cut = self.index.cut(self._store.known())
-        return PendingSnapshot(cut, dict(self._offsets), self._records, changes)
+        reached = self._reached(current_ms)
+        return PendingSnapshot(cut, dict(self._offsets), self._records, changes, reached)
+
+    def _reached(self, current_ms: Mapping[int, int]) -> dict[int, Reached]:
+        return {
+            partition: Reached(current_ms.get(partition), self.anchors.get(partition, ()))
+            for partition in self._offsets
+        }

@@ -1,11 +1,13 @@
 """Snapshots of a running service: when, and what must have happened before one counts.
 
 A snapshot is cut between two batches and written in the background. Before it is committed every dead
-letter of the records it covers is acknowledged: after a crash those records will not be read again. The
-consumer group's offsets follow the snapshot's, for Kafka's lag tools; the snapshot's are the truth.
+letter of the records it covers is acknowledged, and every event that the index emitted: after a crash those
+records will not be read again, and the index will not say it again. The consumer group's offsets follow the
+snapshot's, for Kafka's lag tools; the snapshot's are the truth.
 
 One is due after so many records, or after so long if there is anything that a crash would undo: records, or
-what was done or asked of a re-encode.
+what was done or asked of a re-encode. While no record comes the newest is renewed: that the topic held
+nothing more is written to it, so that a restart need not fear for tombstones it has missed.
 """
 
 import asyncio
@@ -13,6 +15,7 @@ import time
 
 from ..errors import LogError, SnapshotError
 from .config import Settings
+from .drift_events import DriftEvents
 from .events import Logger
 from .log import Log
 from .outbox import Outbox
@@ -22,20 +25,24 @@ from .status import SnapshotStatus
 __all__ = ["Snapshotting"]
 
 LOOK_S = 0.05  # between looks at whether a snapshot is due
+RENEW_S = 60.0  # between two renewals: each is a write of some kilobytes to disk
 RETRY_S = 30.0  # after one that failed: a full disk is not emptied sooner
 
 
 class Snapshotting:
     """Takes snapshots, one at a time: periodically, and when asked."""
 
-    def __init__(self, settings: Settings, log: Log, shard: Shard, outbox: Outbox, logger: Logger) -> None:
+    def __init__(
+        self, settings: Settings, log: Log, shard: Shard, drift: DriftEvents, outbox: Outbox, logger: Logger
+    ) -> None:
         self._settings = settings
         self._log = log
         self._shard = shard
+        self._drift = drift
         self._outbox = outbox
         self._logger = logger
         self._one_at_a_time = asyncio.Lock()
-        self._last = time.monotonic()
+        self._last = self._renewed = time.monotonic()
 
     async def run(self) -> None:
         """Take a snapshot whenever one is due, until cancelled. One that fails is told and tried again
@@ -45,13 +52,15 @@ class Snapshotting:
         while True:
             await asyncio.sleep(LOOK_S)
             now = time.monotonic()
-            if not self._shard.unsaved or now < not_before:
+            if now < not_before:
                 continue
-            by_records = self._shard.records_since_snapshot >= due.every_records
-            if not by_records and now - self._last < due.every_seconds:
-                continue
+            records = self._shard.records_since_snapshot
+            by_records = records >= due.every_records
             try:
-                await self.take("records" if by_records else "seconds")
+                if by_records or (self._shard.unsaved and now - self._last >= due.every_seconds):
+                    await self.take("records" if by_records else "seconds")
+                elif not records and now - self._renewed >= RENEW_S:
+                    await self._renew()
             except SnapshotError as error:
                 self._logger.error("snapshot.failed", reason=str(error), retry_s=RETRY_S)
                 not_before = now + RETRY_S
@@ -64,9 +73,10 @@ class Snapshotting:
             if pending is None:
                 return None
             paused_ms = round(1000 * (time.monotonic() - began), 1)
+            await self._drift.emit()
             await self._outbox.flushed()
             info = await self._shard.commit(pending)
-            self._last = time.monotonic()
+            self._last = self._renewed = time.monotonic()
             self._logger.info(
                 "snapshot.committed",
                 id=info.id,
@@ -86,3 +96,8 @@ class Snapshotting:
         except LogError as error:
             self._logger.warning("snapshot.offsets_not_committed", id=info.id, reason=str(error))
         return self._shard.snapshot
+
+    async def _renew(self) -> None:
+        async with self._one_at_a_time:
+            await self._shard.renew()
+            self._renewed = time.monotonic()

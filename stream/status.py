@@ -54,7 +54,7 @@ class Status:
     version: str
     pid: int
     uptime_s: float
-    ready: bool  # all of the topic at start was applied, and no more than ingest.ready_lag waits now
+    ready: bool  # the index is what the topic says, as far as can be known, within ingest.ready_lag
     log: str
     topic: str
     dim: int | None  # None until the first vector, where no dimension is configured

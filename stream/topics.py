@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from ..errors import TopicNotFound
+from ..errors import LogError, TopicNotFound
 from .config import Settings
-from .log import Log
+from .log import Log, Topic
 
-__all__ = ["prepare_topics"]
+__all__ = ["check_retention", "prepare_topics"]
 
 
 async def prepare_topics(log: Log, settings: Settings, names: Sequence[str]) -> list[str]:
@@ -25,6 +25,20 @@ async def prepare_topics(log: Log, settings: Settings, names: Sequence[str]) -> 
         if await log.create_topic(name, partitions=settings.topics.partitions, compacted=compacted):
             created.append(name)
     return created
+
+
+def check_retention(topic: Topic, settings: Settings) -> None:
+    """Raise LogError for a topic of vectors that forgets records which nothing replaces.
+
+    An index is what the topic says; of such a one the topic would say less every day.
+    """
+    if topic.cleanup and "delete" in topic.cleanup and settings.topics.retention != "keep":
+        policy = ",".join(sorted(topic.cleanup))
+        raise LogError(
+            f"topic {topic.name} has cleanup.policy={policy}: Kafka will delete vectors by age or size, and "
+            "an index built from it later would lack them. Make it cleanup.policy=compact; or, if its "
+            'retention is such that no record is ever deleted, say so: topics.retention = "keep"'
+        )
 
 
 def _how_to_create(settings: Settings, name: str, compacted: bool) -> str:

@@ -15,6 +15,6 @@ IDLE_S = 0.1  # between looks when nothing is waiting
 async def maintain(shard: Shard, drift: DriftEvents, reencoding: Budget) -> None:
     """Run upkeep until cancelled. Pauses of re-encoding are spent here, where nothing is locked."""
     while True:
-        more, events = await shard.maintain(STEP_S, reencoding)
-        await drift.emit(events)
+        more = await shard.maintain(STEP_S, reencoding)
+        await drift.emit()
         await asyncio.sleep(0 if more else reencoding.wait_s(IDLE_S))

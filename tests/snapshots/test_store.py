@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -582,3 +583,29 @@ def test_the_manifest_is_the_documented_one() -> None:
     golden = (GOLDEN / "manifest.bin").read_bytes()
     assert manifest.encode(stored) == golden
     assert manifest.decode(3, golden) == stored
+
+    reached = {
+        0: manifest.Reached(1_700_000_000_001, (manifest.Anchor(9, 1_700_000_000_000, bytes(range(16))),)),
+        7: manifest.Reached(None, ()),
+    }
+    stored = replace(stored, info=replace(info, reached={"driftline.vectors": reached}))
+    golden = (GOLDEN / "manifest-reached.bin").read_bytes()
+    assert manifest.encode(stored) == golden
+    assert manifest.decode(3, golden) == stored
+
+
+def test_a_snapshot_can_be_renewed(tmp_path: Path) -> None:
+    """What it says of its partitions is replaced, all else stays, and the next commit builds upon it."""
+    reached = {"t": {0: manifest.Reached(5, (manifest.Anchor(1, 2, bytes(16)),))}}
+    later = {"t": {0: manifest.Reached(6, ())}}
+    with open_store(tmp_path) as store:
+        with pytest.raises(SnapshotError, match="no snapshot to renew"):
+            store.renew(later)
+        info = store.commit(cut_of({"a": (1, b"a1")}), OFFSETS, reached=reached)
+        store.renew(later)
+    with open_store(tmp_path) as store:
+        snapshot = store.newest()
+        assert snapshot is not None
+        assert snapshot.info == replace(info, reached=later)
+        assert store.verify(info.id) == ()
+        store.commit(cut_of({"a": (1, None)}), OFFSETS)

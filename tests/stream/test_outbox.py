@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from driftline.errors import BrokerUnavailable, TopicNotFound
 from driftline.stream.config import Logging, Settings
+from driftline.stream.drift_events import DriftEvents
 from driftline.stream.events import Logger, make_logger
 from driftline.stream.log import Draft, Log, Position, Record, Topic, open_log, record_bytes
 from driftline.stream.messages import Rejection
@@ -126,7 +127,8 @@ async def test_a_snapshot_stays_behind_its_dead_letters(log: Any, logger: Logger
     await log.create_topic(settings.topics.vectors, compacted=True)
     shard = await asyncio.to_thread(Shard.open, settings, logger)
     outbox = Outbox(log, logger, 10)
-    snapshots = Snapshotting(settings, log, shard, outbox, logger)
+    drift = DriftEvents(TOPIC, settings.topics.vectors, shard, outbox, logger)
+    snapshots = Snapshotting(settings, log, shard, drift, outbox, logger)
     async with asyncio.TaskGroup() as group:
         running = group.create_task(outbox.run())
         await outbox.put(drafts(1))

@@ -1,0 +1,61 @@
+"""Reconciling: finding the keys whose tombstones were missed.
+
+Compaction keeps the newest record of every key for ever, but a tombstone only for delete.retention.ms.
+Whoever has not read that long may have missed one, and would keep the key for ever. What is left of it in the
+log is nothing; so the topic is read from its beginning, and the live keys that no record names are deleted.
+
+Nothing else is applied: what the index holds of a key that the log still has is its newest record, or will be
+when ingestion comes to it. So searches never see older values meanwhile. Records that were rejected do not
+count: a key that only those have left is dropped, as it would be in an index built anew.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .config import Settings
+from .log import Log, Record
+from .messages import decode_vectors
+from .shard import Shard
+
+__all__ = ["Reconciled", "reconcile"]
+
+FETCH_S = 0.5  # as of ingestion
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciled:
+    """What a reconcile came to."""
+
+    records: int  # read
+    keys: int  # live when it began
+    dropped: int  # of them, those that the topic does not have
+    took_s: float
+
+
+async def reconcile(settings: Settings, log: Log, shard: Shard) -> Reconciled:
+    """Drop what the topic does not have, beside ingestion and searches. Raises LogError.
+
+    All partitions are read, whichever was missed: a row does not know where it came from.
+    """
+    began = time.monotonic()
+    topic, metric = settings.topics.vectors, settings.index.metric
+    keys = await shard.mark()
+    begins, ends = await log.begin_offsets(topic), await log.end_offsets(topic)
+    records = 0
+    if keys:
+        reader = await log.reader({(topic, partition): begin for partition, begin in begins.items()})
+        try:
+            while any(reader.position(topic, partition) < end for partition, end in ends.items()):
+                fetched = await reader.fetch(settings.ingest.batch_records, FETCH_S)
+                records += len(fetched)
+                await shard.seen(await shard.beside(_named, fetched, shard.dim, metric, shard.model))
+        finally:
+            await reader.close()
+    dropped = await shard.drop_unseen()
+    return Reconciled(records, keys, dropped, round(time.monotonic() - began, 3))
+
+
+def _named(records: Sequence[Record], dim: int, metric: str, model: str | None) -> Sequence[bytes]:
+    batch = decode_vectors(records, dim=dim, metric=metric, model=model)
+    return [*batch.keys, *batch.deleted]
