@@ -25,7 +25,7 @@ from hashlib import sha256
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["HASH_BYTES", "Hashes", "row_hashes", "total"]
+__all__ = ["HASH_BYTES", "Hashes", "digest_text", "row_hashes", "total"]
 
 HASH_BYTES = 16
 
@@ -47,6 +47,11 @@ def total(hashes: Hashes) -> int:
     """The sum of n hashes; the caller takes it modulo 2^128."""
     words = hashes.sum(axis=0, dtype=np.uint64).tolist()  # n < 2^32 of them cannot overflow
     return sum(word << 32 * place for place, word in enumerate(words))
+
+
+def digest_text(digest: int | None) -> str | None:
+    """A digest as people see it: 32 hexadecimal digits, the highest first."""
+    return None if digest is None else f"{digest:032x}"
 
 
 def _size(data: bytes) -> bytes:

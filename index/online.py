@@ -16,7 +16,7 @@ from ..native import NO_ROW, Answers, Core, PackedAnswers, side_by_side
 from .bitset import Bitset
 from .budget import Budget
 from .cut import Chunk, Cut
-from .digest import Hashes, row_hashes, total
+from .digest import Hashes, digest_text, row_hashes, total
 from .drift import DriftMonitor, DriftSettings
 from .events import Event
 from .filtering import Filtering
@@ -528,9 +528,8 @@ class OnlineIndex:
                 )
             found += total(hashes)
         if found % DIGESTS != self._digest:
-            raise CorruptIndex(
-                f"the digest of the live rows is {found % DIGESTS:032x}, kept was {self._digest:032x}"
-            )
+            live, kept = digest_text(found % DIGESTS), digest_text(self._digest)
+            raise CorruptIndex(f"the digest of the live rows is {live}, kept was {kept}")
 
     def _live_hashes(self) -> Iterator[tuple[PackedAnswers, Hashes]]:
         """A slab's live rows, and their hashes made anew; while nobody writes."""
@@ -611,9 +610,8 @@ class OnlineIndex:
         if raw is not None and raw.hashed:
             index._digest = index._stored_digest(raw)
             if cut.digest not in (None, index._digest):
-                raise CorruptIndex(
-                    f"the digest of the rows is {index._digest:032x}, that of the cut {cut.digest:032x}"
-                )
+                found, kept = digest_text(index._digest), digest_text(cut.digest)
+                raise CorruptIndex(f"the digest of the rows is {found}, that of the cut {kept}")
         index._follower.resume(state["follower"])
         if state["filtered"]:
             index._filtering.build()

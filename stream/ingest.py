@@ -98,8 +98,9 @@ class Ingest:
                 await self._applied.reach(ends)
                 self.ready.set()
                 took = round(time.monotonic() - began, 3)
-                live, offsets = self._shard.live, self._applied.offsets
-                self._logger.info("service.ready", live=live, offsets=offsets, catch_up_s=took)
+                live, digest = self._shard.live, self._shard.digest
+                offsets = self._applied.offsets
+                self._logger.info("service.ready", live=live, digest=digest, offsets=offsets, catch_up_s=took)
         finally:
             await reader.close()
 

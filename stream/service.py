@@ -22,6 +22,7 @@ from .drift_events import DriftEvents
 from .endings import explanation
 from .events import Logger
 from .ingest import Ingest, starting_offsets
+from .inspection import checked
 from .log import Log, Topic, open_log
 from .outbox import Outbox
 from .queries import Queries
@@ -111,7 +112,12 @@ class Service:
             sending = group.create_task(self._outbox.run())
             async with serve_control(
                 self._settings.data_dir,
-                {"status": self._status, "snapshot": self._snapshot, "reencode": self._reencode},
+                {
+                    "status": self._status,
+                    "snapshot": self._snapshot,
+                    "reencode": self._reencode,
+                    "check": self._check,
+                },
             ):
                 async with asyncio.TaskGroup() as work:
                     tasks = [
@@ -146,6 +152,9 @@ class Service:
         taken = await self._snapshots.take("asked")
         return {"snapshot": None if taken is None else asdict(taken)}
 
+    async def _check(self, _: Arguments) -> Mapping[str, object]:
+        return await self._shard.beside(checked, self._shard.index)
+
     async def _reencode(self, arguments: Arguments) -> Mapping[str, object]:
         return by_hand(self._shard.index, self._reencoding, self._drift, arguments)
 
@@ -173,6 +182,7 @@ class Service:
                 metric=settings.index.metric,
                 embedding_model=shard.model,
                 live=shard.live,
+                digest=shard.digest,
                 applied=applied,
                 lag=lag,
                 frames=() if stats is None else stats.frames,
