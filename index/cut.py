@@ -23,10 +23,12 @@ class Cut:
     """Everything an index is at one moment, except the raw vectors themselves.
 
     `chunks` are the native core's slabs by name; `state` is the rest (msgpack: shape, frames, statistics);
-    `segments` names the raw-vector segments that hold a live row; `live` counts the live keys.
+    `segments` names the raw-vector segments that hold a live row; `live` counts the live keys; `digest` is
+    theirs (digest.py), None where no row's hash is kept.
     """
 
     chunks: Mapping[str, Chunk]
     state: bytes
     segments: frozenset[int]
     live: int
+    digest: int | None = None

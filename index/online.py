@@ -4,7 +4,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorruptIndex, InvalidInput
-from ..native import Answers, Core, side_by_side
+from ..native import NO_ROW, Answers, Core, PackedAnswers, side_by_side
 from .bitset import Bitset
 from .budget import Budget
 from .cut import Chunk, Cut
+from .digest import Hashes, digest_text, row_hashes, total
 from .drift import DriftMonitor, DriftSettings
 from .events import Event
 from .filtering import Filtering
@@ -34,9 +35,11 @@ __all__ = ["OnlineIndex"]
 
 Metric = Literal["l2", "ip", "cosine"]
 WRITE_ROWS = 256  # that each thread links per call into the core: after it, filters see them
+DIGESTS = 1 << 128
 LARGEST = 1e18  # of a component: squares stay finite in float32
 MAX_K = 1 << 20
 EVENTS = 1000  # kept until they are taken
+NOT_WRITTEN = NO_ROW - 1  # in place of a replaced row's id: no row's, its segment would be beyond the core's
 
 Vectors = NDArray[np.float32]
 
@@ -101,6 +104,7 @@ class OnlineIndex:
         self._keys = keys
         self._events: deque[Event] = deque(maxlen=EVENTS)
         self._attached: set[int] = set()
+        self._digest = 0  # where the raw vectors keep hashes
         self._writing = threading.RLock()  # upserts, deletes, cuts: the statistics and the raw rows
         self._upkeep = threading.Lock()  # maintain: holds raw segments still while they are read
         self._repairing = False
@@ -157,8 +161,9 @@ class OnlineIndex:
                     x = x[changed]
             if not len(x):
                 return 0
-            rows = self._append(x)
-            link = partial(self._link, encoded, payloads, x, rows, threads)
+            hashes = self._hashes(encoded, payloads, x)
+            rows = self._append(x, hashes)
+            link = partial(self._link, encoded, payloads, x, rows, hashes, threads)
             observe = partial(self._observe, x, rows, now_ms)
             if threads == 1:
                 link()
@@ -170,17 +175,44 @@ class OnlineIndex:
     def delete(self, keys: Sequence[Key] | NDArray[Any]) -> int:
         """Remove keys; how many were live. Searches that begin from now on do not see them."""
         with self._writing:
-            return self._core.delete(self._keys.encode(keys))
+            encoded = self._keys.encode(keys)
+            replaced = np.full(len(encoded), NOT_WRITTEN, np.uint64)
+            try:
+                return self._core.delete(encoded, replaced)
+            finally:
+                self._account(None, replaced)
 
     def _link(
-        self, keys: list[bytes], payloads: list[bytes], x: Vectors, rows: RowIds | None, threads: int
+        self,
+        keys: list[bytes],
+        payloads: list[bytes],
+        x: Vectors,
+        rows: RowIds | None,
+        hashes: Hashes | None,
+        threads: int,
     ) -> None:
+        replaced = np.full(len(x), NOT_WRITTEN, np.uint64)
         count = WRITE_ROWS * threads
-        for start in range(0, len(x), count):
-            span = slice(start, start + count)
-            part = keys[span], payloads[span]
-            ids = None if rows is None else rows[span]
-            self._filtering.write(*part, partial(self._core.upsert, *part, x[span], ids, threads=threads))
+        try:
+            for start in range(0, len(x), count):
+                span = slice(start, start + count)
+                part = keys[span], payloads[span]
+                more = x[span], None if rows is None else rows[span], threads, replaced[span]
+                self._filtering.write(*part, partial(self._core.upsert, *part, *more))
+        finally:
+            self._account(hashes, replaced)
+
+    def _hashes(self, keys: list[bytes], payloads: list[bytes], x: Vectors) -> Hashes | None:
+        return row_hashes(keys, payloads, x) if self._raw is not None and self._raw.hashed else None
+
+    def _account(self, hashes: Hashes | None, replaced: RowIds) -> None:
+        """Move the digest on by what was written, also when not all of it could be."""
+        if self._raw is None or not self._raw.hashed:
+            return
+        written = replaced != NOT_WRITTEN
+        gone = self._raw.hashes(replaced[written & (replaced != NO_ROW)])
+        come = 0 if hashes is None else total(hashes[written])
+        self._digest = (self._digest + come - total(gone)) % DIGESTS
 
     def _observe(self, x: Vectors, rows: RowIds | None, now_ms: int | None) -> None:
         if self._raw is None or rows is None or self.metric == "cosine":
@@ -189,10 +221,10 @@ class OnlineIndex:
             for stored in self._raw.views(rows):
                 self._follower.observe(stored, stored=True, now_ms=now_ms)
 
-    def _append(self, x: Vectors) -> RowIds | None:
+    def _append(self, x: Vectors, hashes: Hashes | None) -> RowIds | None:
         if self._raw is None:
             return None
-        rows = self._raw.append(x)
+        rows = self._raw.append(x, hashes)
         self._attach(segments_of(rows))
         return rows
 
@@ -471,10 +503,52 @@ class OnlineIndex:
         for people; errors are of the newest rows. Takes some milliseconds."""
         return self._follower.explain()
 
+    @property
+    def digest(self) -> int | None:
+        """The digest of the live set (digest.py), of the last write that ended; None without raw vectors.
+
+        With raw vectors on disk it stands ready. With those in memory, which keep no hashes, every row is
+        hashed, and writers wait.
+        """
+        if self._raw is None or self._raw.hashed:
+            return None if self._raw is None else self._digest
+        with self._upkeep, self._writing:
+            return sum(total(hashes) for _, hashes in self._live_hashes()) % DIGESTS
+
     def check(self) -> None:
-        """Raise CorruptIndex on a broken invariant, an unreachable live key, or a code that is not its raw
-        vector's."""
+        """Raise CorruptIndex on a broken invariant, an unreachable live key, a code that is not its raw
+        vector's, a raw vector that is not what was stored, and a digest that is not the live set's.
+
+        Where hashes are kept, writers wait while every live row is hashed.
+        """
+        if self._raw is not None and self._raw.hashed:
+            with self._upkeep, self._writing:
+                self._check_hashes(self._raw)
         self._core.check(codes=True)
+
+    def _check_hashes(self, raw: RawVectors) -> None:
+        found = 0
+        for live, hashes in self._live_hashes():
+            wrong = (hashes != raw.hashes(live.rows[0])).any(axis=1)
+            if wrong.any():
+                row = int(wrong.argmax())
+                segment, place = divmod(int(live.rows[0, row]), 1 << 32)
+                raise CorruptIndex(
+                    f"the row of key {live.keys[0][row]!r} is not what was stored (row {place} of segment "
+                    f"{segment}): its hash is another"
+                )
+            found += total(hashes)
+        if found % DIGESTS != self._digest:
+            live, kept = digest_text(found % DIGESTS), digest_text(self._digest)
+            raise CorruptIndex(f"the digest of the live rows is {live}, kept was {kept}")
+
+    def _live_hashes(self) -> Iterator[tuple[PackedAnswers, Hashes]]:
+        """A slab's live rows, and their hashes made anew; while nobody writes."""
+        assert self._raw is not None, "rows are hashed by their raw vectors"
+        for slab in range(self._core.slabs):
+            live = self._core.live_rows(slab)
+            if live.keys[0]:
+                yield live, row_hashes(live.keys[0], live.payloads[0], self._raw.read(live.rows[0]))
 
     def stats(self) -> Stats:
         """One moment of the index."""
@@ -513,7 +587,8 @@ class OnlineIndex:
             }  # fmt: skip
             chunks = {f"{number:08d}": Chunk(version, data) for number, (version, data) in slabs.items()}
             segments = frozenset[int]() if self._raw is None else self._live_segments()
-            return Cut(chunks, message("index", state), segments, len(self))
+            hashed = self._raw is not None and self._raw.hashed
+            return Cut(chunks, message("index", state), segments, len(self), self._digest if hashed else None)
 
     @classmethod
     def restore(cls, cut: Cut, raw: RawVectors | None, drift: DriftSettings | None = None) -> "OnlineIndex":
@@ -543,7 +618,17 @@ class OnlineIndex:
             assert chunk.data is not None, "a cut to restore from holds all its bytes"
             core.load_slab(number, chunk.version, chunk.data)
         core.load_head(state["head"])
+        if raw is not None and raw.hashed:
+            index._digest = index._stored_digest(raw)
+            if cut.digest not in (None, index._digest):
+                found, kept = digest_text(index._digest), digest_text(cut.digest)
+                raise CorruptIndex(f"the digest of the rows is {found}, that of the cut {kept}")
         index._follower.resume(state["follower"])
         if state["filtered"]:
             index._filtering.build()
         return index
+
+    def _stored_digest(self, raw: RawVectors) -> int:
+        """By the hashes that are kept: no row is hashed."""
+        slabs = range(self._core.slabs)
+        return sum(total(raw.hashes(self._core.slab_rows(slab)[0])) for slab in slabs) % DIGESTS

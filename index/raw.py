@@ -5,6 +5,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .digest import Hashes
+
 __all__ = ["MemoryRawVectors", "RawVectors", "RowIds", "runs", "segments_of"]
 
 Vectors = NDArray[np.float32]
@@ -34,17 +36,22 @@ class RawVectors(Protocol):
     """
 
     dim: int
+    hashed: bool  # a hash is kept beside every row (digest.py)
 
-    def append(self, vectors: Vectors) -> RowIds:
-        """Store float32 [n, dim]; uint64 [n] row ids, readable at once."""
+    def append(self, vectors: Vectors, hashes: Hashes | None = None) -> RowIds:
+        """Store float32 [n, dim] and, where they are kept, hashes; uint64 [n] row ids, readable at once."""
         ...
 
     def read(self, rows: RowIds) -> Vectors:
         """float32 [n, dim], a copy, of uint64 [n] row ids."""
         ...
 
+    def hashes(self, rows: RowIds) -> Hashes:
+        """uint32 [n, 4], a copy: the hashes of rows, where they are kept."""
+        ...
+
     def views(self, rows: RowIds) -> list[Vectors]:
-        """The same, read-only and not copied: an array for each of `runs`, good whatever is forgotten."""
+        """Vectors, read-only and not copied: an array for each of `runs`, good whatever is forgotten."""
         ...
 
     def segments(self) -> dict[int, tuple[int, int]]:
@@ -59,7 +66,9 @@ class RawVectors(Protocol):
 
 
 class MemoryRawVectors:
-    """Raw vectors in ordinary memory, for an index without a disk."""
+    """Raw vectors in ordinary memory, for an index without a disk. No hashes: they would be memory too."""
+
+    hashed = False
 
     def __init__(self, dim: int) -> None:
         self.dim = dim
@@ -68,7 +77,7 @@ class MemoryRawVectors:
         self._open = -1
         self._used = self._capacity
 
-    def append(self, vectors: Vectors) -> RowIds:
+    def append(self, vectors: Vectors, hashes: Hashes | None = None) -> RowIds:
         rows = np.empty(len(vectors), np.uint64)
         done = 0
         while done < len(vectors):
@@ -91,6 +100,9 @@ class MemoryRawVectors:
             here = segment_of == segment
             out[here] = self._segments[segment][rows[here] & np.uint64(0xFFFFFFFF)]
         return out
+
+    def hashes(self, rows: RowIds) -> Hashes:
+        raise NotImplementedError("no hashes are kept in memory")
 
     def views(self, rows: RowIds) -> list[Vectors]:
         views = [self._segments[segment][span] for segment, span in runs(rows)]

@@ -16,10 +16,11 @@ from .answers import Answers, JoinedAnswers, PackedAnswers
 from .arrays import checked, floats, pack, pointer
 from .threads import in_parts, side_by_side
 
-__all__ = ["FRAMES", "SLAB", "Core", "Slab", "Survey", "Tile", "Usage"]
+__all__ = ["FRAMES", "NO_ROW", "SLAB", "Core", "Slab", "Survey", "Tile", "Usage"]
 
 FRAMES = 4  # frames alive at once
 SLAB = 1024  # slots per slab
+NO_ROW = 2**64 - 1  # the row id where there is no raw vector
 SPARE = 1 << 20  # bytes of an answer up to which its memory is kept for the next one
 MOVES = 4096  # slots that upkeep moves at once
 METRICS = {"l2": 0, "ip": 1, "cosine": 2}
@@ -88,6 +89,10 @@ def _bytes(data: bytes) -> Any:
 
 def _bits(allowed: NDArray[np.uint64] | None) -> tuple[Any, int]:
     return (ffi.NULL, 0) if allowed is None else (pointer("uint64_t[]", allowed), len(allowed))
+
+
+def _rows(rows: NDArray[np.uint64] | None) -> Any:
+    return ffi.NULL if rows is None else pointer("uint64_t[]", rows)
 
 
 def _offsets(offsets: NDArray[np.uint64]) -> Any:
@@ -210,9 +215,14 @@ class Core:
         vectors: Floats,
         rows: NDArray[np.uint64] | None,
         threads: int = 1,
+        replaced: NDArray[np.uint64] | None = None,
     ) -> NDArray[np.uint32]:
         """Insert or replace, in order; each key's change is one step for searches. An empty payload is
-        none. The slots written to, uint32 [n]."""
+        none. The slots written to, uint32 [n].
+
+        replaced: uint64 [n], filled with the row ids of the versions that ended, NO_ROW where there was none;
+        where an error came before a row, its item stays as it was.
+        """
         data, offsets = pack(keys)
         more, more_offsets = pack(payloads)
         vectors = floats(vectors, self.dim)
@@ -223,19 +233,19 @@ class Core:
         def write() -> None:
             code = lib.dl_upsert(
                 self._ix, len(keys), _bytes(data), _offsets(offsets), _bytes(more), _offsets(more_offsets),
-                pointer("float[]", vectors), ffi.NULL if rows is None else pointer("uint64_t[]", rows),
-                pointer("uint32_t[]", slots), first,
+                pointer("float[]", vectors), _rows(rows),
+                pointer("uint32_t[]", slots), _rows(replaced), first,
             )  # fmt: skip
             checked(code)
 
         side_by_side(*[write] * threads)
         return slots
 
-    def delete(self, keys: Sequence[bytes]) -> int:
-        """How many of the keys were live."""
+    def delete(self, keys: Sequence[bytes], replaced: NDArray[np.uint64] | None = None) -> int:
+        """How many of the keys were live; `replaced` as for `upsert`."""
         data, offsets = pack(keys)
         deleted = ffi.new("uint64_t *")
-        checked(lib.dl_delete(self._ix, len(keys), _bytes(data), _offsets(offsets), deleted))
+        checked(lib.dl_delete(self._ix, len(keys), _bytes(data), _offsets(offsets), _rows(replaced), deleted))
         return deleted[0]
 
     def upkeep(self, eager: bool) -> bool:
@@ -324,7 +334,11 @@ class Core:
 
     def scan(self, slab: int) -> list[bytes]:
         """The live keys of a slab."""
-        return self._scan(slab, ffi.NULL).keys[0]
+        return self.live_rows(slab).keys[0]
+
+    def live_rows(self, slab: int) -> PackedAnswers:
+        """The live rows of a slab as one answer, distances aside."""
+        return self._scan(slab, ffi.NULL)
 
     def payloads(self, slab: int) -> tuple[NDArray[np.uint32], list[bytes | None]]:
         """Slots and payloads of a slab's live rows."""

@@ -162,11 +162,13 @@ int dl_learn(dl_index *ix, uint32_t slab);
 /* ---- writing: key i is keys[key_offsets[i] .. key_offsets[i + 1]); payloads likewise, or NULL ---- */
 int dl_unchanged(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, const uint8_t *payloads,
                  const uint64_t *payload_offsets, const float *vectors, uint8_t *same);
-/* slots: [n] written to, or NULL. next: the first row to write, 0; threads that call it with the same `next` share the rows, each
- * taking the next one. NULL: all of them, in order. */
+/* slots: [n] written to, or NULL. replaced: [n] the row ids of the versions that ended, UINT64_MAX where there was none, or NULL;
+ * of an item that was not written it stays as it was. next: the first row to write, 0; threads that call it with the same `next`
+ * share the rows, each taking the next one. NULL: all of them, in order. */
 int dl_upsert(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, const uint8_t *payloads,
-              const uint64_t *payload_offsets, const float *vectors, const uint64_t *rows, uint32_t *slots, uint64_t *next);
-int dl_delete(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, uint64_t *deleted);
+              const uint64_t *payload_offsets, const float *vectors, const uint64_t *rows, uint32_t *slots, uint64_t *replaced,
+              uint64_t *next);
+int dl_delete(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, uint64_t *replaced, uint64_t *deleted);
 
 /* One bounded step of repair after deletes, or of evacuation. `eager` starts a round for any deleted node, not only when a share
  * of the index has gathered. *more: whether another call would find work now. */

@@ -123,6 +123,11 @@ int dl_detach(dl_index *ix, uint32_t segment)
 
 /* ---- upsert ---- */
 
+static uint64_t row_id(const dl_index *ix, uint32_t slot)
+{
+    return atomic_load(&slab_of(ix, slot)->row[slot & SLAB_MASK]);
+}
+
 typedef struct {
     const uint8_t *key, *payload;
     size_t key_size, payload_size;
@@ -183,8 +188,8 @@ static void end_version(dl_index *ix, reader *r, uint32_t slot, uint64_t now)
     queue_push(&ix->dead, slot, now);
 }
 
-/* What becomes visible at one tick: the slot, and with it the end of the version before. */
-static void commit(dl_index *ix, reader *r, uint32_t slot, const item *new)
+/* What becomes visible at one tick: the slot, and with it the end of the version before, whose row is *replaced. */
+static void commit(dl_index *ix, reader *r, uint32_t slot, const item *new, uint64_t *replaced)
 {
     pthread_mutex_lock(&ix->commit);
     uint64_t now = atomic_load(&ix->clock) + 1;
@@ -195,6 +200,7 @@ static void commit(dl_index *ix, reader *r, uint32_t slot, const item *new)
     count_codes(ix, slot, 1, r->codes);
     queue_push(&ix->fresh, slot, now);
     map_set(ix, old, slot, new->hash);
+    *replaced = old == NONE ? NO_ROW : row_id(ix, old);
     if (old == NONE)
         atomic_fetch_add(&ix->live, 1);
     else
@@ -215,7 +221,7 @@ static void undo(dl_index *ix, uint32_t slot)
 }
 
 /* With the structure shared, or alone. */
-static int insert_item(dl_index *ix, reader *r, const item *new, bool alone, uint32_t *out)
+static int insert_item(dl_index *ix, reader *r, const item *new, bool alone, uint32_t *out, uint64_t *replaced)
 {
     uint32_t slot = NONE;
     if (!row_exists(ix, new->row))
@@ -252,23 +258,23 @@ static int insert_item(dl_index *ix, reader *r, const item *new, bool alone, uin
         undo(ix, slot);
         return code;
     }
-    commit(ix, r, slot, new);
+    commit(ix, r, slot, new, replaced);
     *out = slot;
     return DL_OK;
 }
 
-static int upsert_one(dl_index *ix, reader *r, item *new, uint32_t *slot)
+static int upsert_one(dl_index *ix, reader *r, item *new, uint32_t *slot, uint64_t *replaced)
 {
     new->hash = key_hash(new->key, new->key_size);
     int code = ALONE_NEEDED;
     share_structure(ix);
     new->level = level_draw(ix); /* counted with the structure shared: saving reads the count */
     if (get(&ix->entry) != NONE && new->level <= level_of(ix, get(&ix->entry)))
-        code = insert_item(ix, r, new, false, slot);
+        code = insert_item(ix, r, new, false, slot, replaced);
     unshare_structure(ix);
     if (code == ALONE_NEEDED) {
         take_structure(ix);
-        code = insert_item(ix, r, new, true, slot);
+        code = insert_item(ix, r, new, true, slot, replaced);
         leave_structure(ix);
     }
     return code;
@@ -313,7 +319,8 @@ bool all_directed(const dl_index *ix, const float *x, size_t n)
 }
 
 int dl_upsert(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, const uint8_t *payloads,
-              const uint64_t *payload_offsets, const float *vectors, const uint64_t *rows, uint32_t *slots, uint64_t *next)
+              const uint64_t *payload_offsets, const float *vectors, const uint64_t *rows, uint32_t *slots, uint64_t *replaced,
+              uint64_t *next)
 {
     size_t dim = ix->config.dim;
     uint64_t own = 0;
@@ -339,9 +346,12 @@ int dl_upsert(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_o
             .row = rows ? rows[i] : NO_ROW,
         };
         uint32_t slot;
-        code = upsert_one(ix, r, &new, &slot);
+        uint64_t old;
+        code = upsert_one(ix, r, &new, &slot, &old);
         if (code == DL_OK && slots)
             slots[i] = slot;
+        if (code == DL_OK && replaced)
+            replaced[i] = old;
     }
     if (r)
         reader_leave(r);
@@ -366,7 +376,7 @@ int dl_unchanged(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *ke
         if (slot == NONE)
             continue;
         record *r = record_of(ix, slot);
-        const float *raw = raw_of(ix, atomic_load(&slab_of(ix, slot)->row[slot & SLAB_MASK]));
+        const float *raw = raw_of(ix, row_id(ix, slot));
         same[i] = raw && r->payload_size == payload_size && memcmp(raw, vectors + i * dim, dim * sizeof *raw) == 0 &&
                   (!payload_size || memcmp(key_of(ix, r) + r->key_size, payloads + payload_offsets[i], payload_size) == 0);
     }
@@ -376,12 +386,14 @@ int dl_unchanged(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *ke
 
 /* ---- delete ---- */
 
-static int delete_one(dl_index *ix, reader *r, const uint8_t *key, size_t size, uint64_t *deleted)
+static int delete_one(dl_index *ix, reader *r, const uint8_t *key, size_t size, uint64_t *replaced, uint64_t *deleted)
 {
     uint32_t hash = key_hash(key, size);
     pthread_mutex_lock(&ix->commit);
     int code = queue_reserve(&ix->dead, ix->linking + 1);
     uint32_t slot = code == DL_OK ? map_find(ix, key, size, hash) : NONE;
+    if (code == DL_OK)
+        *replaced = slot == NONE ? NO_ROW : row_id(ix, slot);
     if (slot != NONE) {
         uint64_t now = atomic_load(&ix->clock) + 1;
         map_remove(ix, slot, hash);
@@ -394,7 +406,7 @@ static int delete_one(dl_index *ix, reader *r, const uint8_t *key, size_t size, 
     return code;
 }
 
-int dl_delete(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, uint64_t *deleted)
+int dl_delete(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, uint64_t *replaced, uint64_t *deleted)
 {
     *deleted = 0;
     if (!sizes_fit(n, key_offsets, NULL))
@@ -403,8 +415,11 @@ int dl_delete(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_o
     int code = r ? DL_OK : DL_ENOMEM;
     for (size_t i = 0; code == DL_OK && i < n; i++) {
         share_structure(ix);
-        code = delete_one(ix, r, keys + key_offsets[i], key_offsets[i + 1] - key_offsets[i], deleted);
+        uint64_t old = NO_ROW;
+        code = delete_one(ix, r, keys + key_offsets[i], key_offsets[i + 1] - key_offsets[i], &old, deleted);
         unshare_structure(ix);
+        if (code == DL_OK && replaced)
+            replaced[i] = old;
     }
     if (r)
         reader_leave(r);

@@ -10,7 +10,7 @@ Database `about` of the environment:
 
 | key | value |
 |---|---|
-| "format" | "driftline" and the format version of the directory, u32 big-endian: 2 |
+| "format" | "driftline" and the format version of the directory, u32 big-endian: 3 |
 """
 
 import fcntl
@@ -41,7 +41,7 @@ ABOUT = "about"
 FORMAT_KEY = b"format"
 FORMAT_VALUE = struct.Struct(">9sI")
 FORMAT_NAME = b"driftline"
-FORMAT = 2
+FORMAT = 3
 
 
 def snapshots_path(directory: Path) -> Path:

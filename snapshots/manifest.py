@@ -19,6 +19,8 @@ Stored under the snapshot's id (u64, big-endian) in the database `manifests`:
 | extra | what the caller gave |
 | reached | topic -> partition -> [ms since the epoch or nil, [[offset, ms, hash], ...]]; may be absent |
 | segments | raw segment id -> rows that are meant |
+| row_checksums | raw segment id -> the checksums of their blocks (segments.py), one behind the other |
+| digest | 16 bytes, little-endian: of the live set (index/digest.py); nil: not known |
 | state | a chunk entry |
 | chunks | chunk name -> chunk entry |
 
@@ -33,6 +35,7 @@ from typing import Any, TypeAlias, cast
 import msgpack
 
 from ..errors import SnapshotError
+from ..index.digest import HASH_BYTES
 from .checksum import CHECKSUM_BYTES, checksum
 from .environment import ReadTransaction
 
@@ -85,6 +88,7 @@ class SnapshotInfo:
     dim: int
     metric: str
     live: int  # keys
+    digest: int | None  # of the live set (index/digest.py)
     bytes: int  # of all its chunks; raw vectors not counted
     bytes_written: int  # of the chunks that were not shared with an older snapshot
     chunks_written: int
@@ -115,6 +119,7 @@ class Manifest:
     state: ChunkEntry
     chunks: Mapping[str, ChunkEntry]
     segments: Mapping[int, int]  # raw segment -> rows that are meant
+    row_checksums: Mapping[int, bytes]  # raw segment -> of their blocks
 
 
 def encode(manifest: Manifest) -> bytes:
@@ -136,6 +141,8 @@ def encode(manifest: Manifest) -> bytes:
                 "extra": dict(info.extra),
                 **({"reached": _reached_fields(info.reached)} if info.reached else {}),
                 "segments": dict(manifest.segments),
+                "row_checksums": dict(manifest.row_checksums),
+                "digest": None if info.digest is None else info.digest.to_bytes(HASH_BYTES, "little"),
                 "state": _entry_fields(manifest.state),
                 "chunks": {name: _entry_fields(entry) for name, entry in manifest.chunks.items()},
             }
@@ -155,6 +162,7 @@ def decode(snapshot: int, stored: bytes) -> Manifest:
     fields = cast("dict[str, Any]", codec.unpackb(body, strict_map_key=False))
     chunks = {name: ChunkEntry(*entry) for name, entry in fields["chunks"].items()}
     state = ChunkEntry(*fields["state"])
+    digest = fields.get("digest")
     info = SnapshotInfo(
         id=snapshot,
         created=fields["created"],
@@ -162,6 +170,7 @@ def decode(snapshot: int, stored: bytes) -> Manifest:
         dim=fields["dim"],
         metric=fields["metric"],
         live=fields["live"],
+        digest=None if digest is None else int.from_bytes(digest, "little"),
         bytes=state.size + sum(entry.size for entry in chunks.values()),
         bytes_written=fields["written_bytes"],
         chunks_written=fields["written"],
@@ -170,7 +179,7 @@ def decode(snapshot: int, stored: bytes) -> Manifest:
         extra=fields["extra"],
         reached={topic: _reached(held) for topic, held in fields.get("reached", {}).items()},
     )
-    return Manifest(info, state, chunks, fields["segments"])
+    return Manifest(info, state, chunks, fields["segments"], fields.get("row_checksums", {}))
 
 
 def manifest_key(snapshot: int) -> bytes:

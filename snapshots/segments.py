@@ -9,17 +9,22 @@ segments/<id>.f32, id in decimal from 0; numbers are little-endian:
 | offset | bytes | field |
 |---|---|---|
 | 0 | 8 | magic "DRFTRAW1" |
-| 8 | 4 | format version, u32: 1 |
+| 8 | 4 | format version, u32: 2 |
 | 12 | 4 | dim, u32 |
 | 16 | 8 | segment id, u64 |
 | 24 | 8 | rows the file has room for, u64 |
 | 32 | 16 | checksum of bytes 0 to 31: first half of their SHA-256 |
 | 48 | 4048 | zeros |
-| 4096 | 4 * dim | row 0, float32; row 1 and so on behind it without gaps |
+| 4096 | 16 * rows | the hash of each row (index/digest.py), then zeros to a multiple of 4096 |
+| | 4 * dim | row 0, float32; row 1 and so on behind it without gaps |
 
-A file is made at its full length, sparse: disk is taken as rows are written. Rows carry no checksum; which
-rows are meant is in the manifest (`high_water`), and what lies behind them is free. Each segment costs one
-map and one file descriptor.
+A file is made at its full length, sparse: disk is taken as rows are written. Which rows are meant is in the
+manifest (`high_water`), with their checksums; what lies behind them is free. Each segment costs one map and
+one file descriptor.
+
+A row's hash covers its key and attributes too, so only who knows these can tell a damaged row by it. What an
+opening of the directory compares are the checksums of blocks: of up to 4 MiB of rows, and the hashes of these
+rows. They are taken when a manifest first names the rows.
 
 Rows are written with pwrite and read through a shared read-only mapping, which the kernel keeps coherent.
 `append` is one thread's; everything else is anybody's, beside it.
@@ -30,25 +35,30 @@ import os
 import re
 import struct
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorruptIndex, InvalidInput, SnapshotError
+from ..index.digest import HASH_BYTES, Hashes
 from ..index.raw import RowIds, runs, segments_of
 from .checksum import CHECKSUM_BYTES, checksum
 from .environment import sync_directory
 
-__all__ = ["FileRawVectors", "segment_problem"]
+__all__ = ["FileRawVectors", "damaged_blocks", "segment_problem"]
 
 Vectors = NDArray[np.float32]
 
 MAGIC = b"DRFTRAW1"
-VERSION = 1
+VERSION = 2
 HEADER = struct.Struct("<8sIIQQ16s")
-HEADER_BYTES = 4096  # a page, so that row 0 is aligned for every vector kernel
+PAGE = 4096  # the header's, and what row 0 is aligned to, for every vector kernel
+BLOCK_BYTES = 4 << 20  # of rows under one checksum: a hundredth of a second to read
 SEGMENT_BYTES = 64 << 20  # few files for millions of rows, and little to rewrite when one empties
 MIN_ROWS = 1024
 FILE_NAME = re.compile(r"(0|[1-9][0-9]*)\.f32")
@@ -58,18 +68,32 @@ class FileRawVectors:
     """The raw vectors of one index on disk; implements the `RawVectors` that index/ asks for.
 
     `named` gives, for every segment that a manifest names, how many of its rows are meant (the most that any
-    manifest says). They are mapped, appending goes on behind them, and files of other segments are removed.
-    A file that was cut off is mapped as far as it goes, one with a damaged header not at all, and none is
-    mended: a snapshot that misses rows stays recognisable. SnapshotError where directory or disk refuse.
+    manifest says), `checksums` those of their blocks where they are known. They are mapped, appending goes on
+    behind them, and files of other segments are removed. A file that was cut off is mapped as far as it goes,
+    one with a damaged header not at all, and none is mended: a snapshot that misses rows stays recognisable.
+    SnapshotError where directory or disk refuse.
     """
 
+    hashed = True
+
     def __init__(
-        self, path: str | Path, dim: int, named: Mapping[int, int], *, segment_rows: int | None = None
+        self,
+        path: str | Path,
+        dim: int,
+        named: Mapping[int, int],
+        checksums: Mapping[int, bytes] | None = None,
+        *,
+        segment_rows: int | None = None,
     ) -> None:
         self.path = Path(path)
         self.dim = dim
-        self._capacity = segment_rows or max(MIN_ROWS, (SEGMENT_BYTES - HEADER_BYTES) // (4 * dim))
+        self._capacity = segment_rows or max(MIN_ROWS, (SEGMENT_BYTES - 2 * PAGE) // (HASH_BYTES + 4 * dim))
         self._rows: dict[int, Vectors] = {}  # each segment's mapping, as an array
+        self._hashes: dict[int, Hashes] = {}  # likewise
+        self._checksums = {  # of whole blocks; the thread's that commits
+            segment: list(each_checksum(sums))[: named[segment] // block_rows(dim)]
+            for segment, sums in (checksums or {}).items()
+        }
         self._used: dict[int, int] = {}
         self._files: dict[int, int] = {}  # for writing: the open segment's, and those not synced yet
         self._dirty: set[int] = set()
@@ -83,7 +107,7 @@ class FileRawVectors:
             for segment, rows in named.items():
                 if segment_problem(self.path, segment, dim, 0) is None:
                     self._files[segment] = os.open(self._file(segment), os.O_RDWR)
-                    self._rows[segment] = self._map(self._files[segment])
+                    self._map(segment, self._files[segment])
                     self._used[segment] = min(rows, len(self._rows[segment]))
                     if segment != self._open:
                         os.close(self._files.pop(segment))
@@ -91,11 +115,14 @@ class FileRawVectors:
             self.close()
             raise SnapshotError(f"{self.path}: {cause.strerror or cause}") from cause
 
-    def append(self, vectors: Vectors) -> RowIds:
-        """Store float32 [n, dim]; uint64 [n] row ids, readable at once, on disk after the next `sync`."""
+    def append(self, vectors: Vectors, hashes: Hashes | None = None) -> RowIds:
+        """Store float32 [n, dim] and their hashes (None: zeros); uint64 [n] row ids, readable at once, on
+        disk after the next `sync`."""
         if vectors.ndim != 2 or vectors.shape[1] != self.dim:
             raise InvalidInput(f"vectors of shape {vectors.shape} do not fit rows of {self.dim} float32")
         vectors = np.ascontiguousarray(vectors, np.float32)
+        if hashes is None:
+            hashes = np.zeros((len(vectors), HASH_BYTES // 4), np.uint32)
         ids = np.empty(len(vectors), np.uint64)
         done = 0
         try:
@@ -106,7 +133,7 @@ class FileRawVectors:
                     continue
                 count = min(room, len(vectors) - done)
                 first = self._used[self._open]
-                self._write(first, vectors[done : done + count])
+                self._write(first, vectors[done : done + count], hashes[done : done + count])
                 row = self._open << 32 | first
                 ids[done : done + count] = np.arange(row, row + count, dtype=np.uint64)
                 done += count
@@ -116,20 +143,26 @@ class FileRawVectors:
 
     def read(self, rows: RowIds) -> Vectors:
         """float32 [n, dim], a copy, of uint64 [n] row ids; CorruptIndex for one that was never given out."""
-        out = np.empty((len(rows), self.dim), np.float32)
+        return self._gathered(self._rows, rows, np.empty((len(rows), self.dim), np.float32))
+
+    def hashes(self, rows: RowIds) -> Hashes:
+        """uint32 [n, 4], a copy, of uint64 [n] row ids; CorruptIndex for one that was never given out."""
+        return self._gathered(self._hashes, rows, np.empty((len(rows), HASH_BYTES // 4), np.uint32))
+
+    def _gathered(self, parts: Mapping[int, NDArray[Any]], rows: RowIds, out: NDArray[Any]) -> NDArray[Any]:
         segment_of = (rows >> np.uint64(32)).astype(np.int64)
         row_of = (rows & np.uint64(0xFFFFFFFF)).astype(np.int64)
         for segment in segments_of(rows):
             here = np.flatnonzero(segment_of == segment)
             wanted = row_of[here]
-            stored = self._rows.get(segment)
+            stored = parts.get(segment)
             if stored is None or int(wanted.max()) >= self._used[segment]:
                 raise CorruptIndex(f"{self.path}: no row {int(wanted.max())} in segment {segment}")
             out[here] = stored[wanted]
         return out
 
     def views(self, rows: RowIds) -> list[Vectors]:
-        """The same, read-only and not copied: an array for each of `runs`, good whatever is forgotten."""
+        """Vectors, read-only and not copied: an array for each of `runs`, good whatever is forgotten."""
         return [self._rows[segment][span] for segment, span in runs(rows)]
 
     def segments(self) -> dict[int, tuple[int, int]]:
@@ -141,6 +174,25 @@ class FileRawVectors:
         """Segment id -> rows written; what a manifest says of the segments it names."""
         with self._lock:
             return dict(self._used)
+
+    def checksums(self, named: Mapping[int, int]) -> dict[int, bytes]:
+        """Segment id -> the checksums of the blocks of its first rows, for a manifest; one thread's.
+
+        Each block is read once, when it is full, and the one that is not whenever it is asked for.
+        """
+        return {segment: self._blocks(segment, rows) for segment, rows in named.items()}
+
+    def _blocks(self, segment: int, rows: int) -> bytes:
+        with self._lock:
+            vectors, hashes = self._rows[segment], self._hashes[segment]
+        known = self._checksums.setdefault(segment, [])
+        whole, last = rows // block_rows(self.dim), b""
+        for block in list(blocks(rows, self.dim))[len(known) :]:
+            last = checksum(hashes[block].data.cast("B"), vectors[block].data.cast("B"))
+            if len(known) < whole:
+                known.append(last)
+                last = b""
+        return b"".join(known[:whole]) + last
 
     def sync(self) -> None:
         """Put every row appended before this call on disk, file names included."""
@@ -183,7 +235,8 @@ class FileRawVectors:
             gone = self._rows.keys() - live - self._held - {self._open}
             for segment in gone:
                 self._file(segment).unlink(missing_ok=True)
-                del self._rows[segment], self._used[segment]  # unmapped with the last reader's array
+                del self._rows[segment], self._hashes[segment], self._used[segment]
+                self._checksums.pop(segment, None)  # unmapped with the last reader's array
                 self._dirty.discard(segment)
                 if segment in self._files:
                     os.close(self._files.pop(segment))
@@ -197,6 +250,7 @@ class FileRawVectors:
             self._files.clear()
             self._dirty.clear()
             self._rows.clear()
+            self._hashes.clear()
             self._used.clear()
 
     def _file(self, segment: int) -> Path:
@@ -217,33 +271,34 @@ class FileRawVectors:
         file = os.open(self._file(segment), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         try:
             os.pwrite(file, _header(segment, self.dim, self._capacity), 0)
-            os.ftruncate(file, HEADER_BYTES + self._capacity * 4 * self.dim)
-            rows = self._map(file)
+            os.ftruncate(file, rows_at(self._capacity) + self._capacity * 4 * self.dim)
+            rows, hashes = self._mapped(file)
         except OSError:
             os.close(file)
             raise
         with self._lock:  # in one step, because `sync` closes what is neither dirty nor open
-            self._rows[segment], self._used[segment], self._files[segment] = rows, 0, file
+            self._rows[segment], self._hashes[segment] = rows, hashes
+            self._used[segment], self._files[segment] = 0, file
             self._open = segment
 
-    def _map(self, file: int) -> Vectors:
-        room = HEADER.unpack(os.pread(file, HEADER.size, 0))[4]
-        left = (os.fstat(file).st_size - HEADER_BYTES) // (
-            4 * self.dim
-        )  # a map beyond the end would be SIGBUS
-        mapped = mmap.mmap(
-            file, HEADER_BYTES + min(room, left) * 4 * self.dim, mmap.MAP_SHARED, mmap.PROT_READ
-        )
-        return np.frombuffer(memoryview(mapped)[HEADER_BYTES:], np.float32).reshape(-1, self.dim)
+    def _map(self, segment: int, file: int) -> None:
+        self._rows[segment], self._hashes[segment] = self._mapped(file)
 
-    def _write(self, first: int, vectors: Vectors) -> None:
+    def _mapped(self, file: int) -> tuple[Vectors, Hashes]:
+        room = HEADER.unpack(os.pread(file, HEADER.size, 0))[4]
+        start = rows_at(room)
+        left = (os.fstat(file).st_size - start) // (4 * self.dim)  # a map beyond the end would be SIGBUS
+        length = start + min(room, left) * 4 * self.dim
+        mapped = memoryview(mmap.mmap(file, length, mmap.MAP_SHARED, mmap.PROT_READ))
+        rows = np.frombuffer(mapped[start:], np.float32).reshape(-1, self.dim)
+        hashes = np.frombuffer(mapped[PAGE : PAGE + HASH_BYTES * room], np.uint32)
+        return rows, hashes.reshape(-1, HASH_BYTES // 4)
+
+    def _write(self, first: int, vectors: Vectors, hashes: Hashes) -> None:
         file = self._files[self._open]
-        data = vectors.data.cast("B")
-        offset = HEADER_BYTES + first * 4 * self.dim
-        while data:  # one call, unless the kernel takes less
-            written = os.pwrite(file, data, offset)
-            data = data[written:]
-            offset += written
+        start = rows_at(len(self._rows[self._open]))
+        write_all(file, hashes, PAGE + first * HASH_BYTES)
+        write_all(file, vectors, start + first * 4 * self.dim)
         with self._lock:
             self._used[self._open] = first + len(vectors)
             self._dirty.add(self._open)  # after the write: a sync between the two would lose sight of it
@@ -258,8 +313,9 @@ def segment_problem(path: Path, segment: int, dim: int, rows: int) -> str | None
             header = file.read(HEADER.size)
     except OSError as cause:
         return f"segment {name}: {cause.strerror or cause}"
-    if size < HEADER_BYTES + 4 * dim * rows:
-        return f"segment {name}: {size} bytes, too short for its {rows} rows of {dim} float32"
+    short = f"segment {name}: {size} bytes, too short for its {rows} rows of {dim} float32"
+    if len(header) < HEADER.size:
+        return short
     magic, version, stored_dim, stored_segment, capacity, digest = HEADER.unpack(header)
     if magic != MAGIC or digest != checksum(header[: HEADER.size - CHECKSUM_BYTES]):
         return f"segment {name}: its header is damaged"
@@ -267,9 +323,74 @@ def segment_problem(path: Path, segment: int, dim: int, rows: int) -> str | None
         return f"segment {name}: format version {version}, this driftline reads {VERSION}"
     if (stored_dim, stored_segment) != (dim, segment) or rows > capacity:
         return f"segment {name}: its header says segment {stored_segment}, dim {stored_dim}, {capacity} rows"
+    return short if size < rows_at(capacity) + 4 * dim * rows else None
+
+
+def damaged_blocks(
+    path: Path, dim: int, named: Mapping[int, int], checksums: Mapping[int, bytes]
+) -> Iterator[str]:
+    """Read the rows that a manifest names, in parallel: which are not those whose checksums it holds."""
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        works = [
+            pool.submit(damaged_block, path, segment, dim, named[segment], sums)
+            for segment, sums in checksums.items()
+        ]
+        for work in works:
+            if (problem := work.result()) is not None:
+                yield problem
+
+
+def damaged_block(path: Path, segment: int, dim: int, rows: int, checksums: bytes) -> str | None:
+    """The first block of a segment that is not what it was. The file's header must be in order."""
+    name = f"{segment}.f32"
+    try:
+        with open(path / name, "rb", buffering=0) as file:  # not mapped: a disk that fails is no SIGBUS
+            start = rows_at(HEADER.unpack(file.read(HEADER.size))[4])
+            for block, expected in zip(blocks(rows, dim), each_checksum(checksums), strict=True):
+                hashes = read_all(file, HASH_BYTES, PAGE, block)
+                vectors = read_all(file, 4 * dim, start, block)
+                if checksum(hashes, vectors) != expected:
+                    span = f"rows {block.start} to {block.stop - 1}"
+                    return f"segment {name}: {span} are not those that were written (checksum)"
+    except OSError as cause:
+        return f"segment {name}: {cause.strerror or cause}"
     return None
+
+
+def rows_at(capacity: int) -> int:
+    """Where the rows of a file begin that has room for so many."""
+    return PAGE + -(-HASH_BYTES * capacity // PAGE) * PAGE
+
+
+def block_rows(dim: int) -> int:
+    return max(1, BLOCK_BYTES // (4 * dim))
+
+
+def blocks(rows: int, dim: int) -> Iterator[slice]:
+    """The spans of rows under one checksum; the last one may be short."""
+    step = block_rows(dim)
+    return (slice(first, min(rows, first + step)) for first in range(0, rows, step))
+
+
+def each_checksum(checksums: bytes) -> Iterator[bytes]:
+    return (checksums[at : at + CHECKSUM_BYTES] for at in range(0, len(checksums), CHECKSUM_BYTES))
+
+
+def write_all(file: int, array: NDArray[Any], offset: int) -> None:
+    data = array.data.cast("B")
+    while data:  # one call, unless the kernel takes less
+        written = os.pwrite(file, data, offset)
+        data = data[written:]
+        offset += written
+
+
+def read_all(file: FileIO, width: int, start: int, rows: slice) -> memoryview:
+    data = memoryview(bytearray(width * (rows.stop - rows.start)))
+    file.seek(start + width * rows.start)
+    read = file.readinto(data)
+    return data[:read]
 
 
 def _header(segment: int, dim: int, capacity: int) -> bytes:
     head = HEADER.pack(MAGIC, VERSION, dim, segment, capacity, b"")[: HEADER.size - CHECKSUM_BYTES]
-    return (head + checksum(head)).ljust(HEADER_BYTES, b"\0")
+    return (head + checksum(head)).ljust(PAGE, b"\0")

@@ -9,7 +9,7 @@ from ..index.cut import Chunk, Cut
 from .chunks import check_chunk, read_chunk
 from .environment import Environment, ReadTransaction
 from .manifest import ChunkEntry, Manifest, SnapshotInfo
-from .segments import segment_problem
+from .segments import damaged_blocks, segment_problem
 
 __all__ = ["Snapshot", "open_snapshot", "problems"]
 
@@ -31,21 +31,26 @@ def open_snapshot(
     """The snapshot of a manifest, with its state read; SnapshotError if that is damaged."""
     info = manifest.info
     state = _read(txn, info.id, "state", manifest.state)
-    cut = Cut(_StoredChunks(environment, manifest), state, frozenset(manifest.segments), info.live)
+    chunks = _StoredChunks(environment, manifest)
+    cut = Cut(chunks, state, frozenset(manifest.segments), info.live, info.digest)
     return Snapshot(info, cut, skipped)
 
 
 def problems(txn: ReadTransaction, manifest: Manifest, segments: Path) -> Iterator[str]:
-    """Read all of a snapshot and say what is wrong, cheap checks first. Rows carry no checksum."""
+    """Read all of a snapshot and say what is wrong, cheap checks first."""
+    sound: dict[int, bytes] = {}
     for segment, rows in manifest.segments.items():
         problem = segment_problem(segments, segment, manifest.info.dim, rows)
         if problem is not None:
             yield problem
+        elif segment in manifest.row_checksums:
+            sound[segment] = manifest.row_checksums[segment]
     for name, entry in [("state", manifest.state), *manifest.chunks.items()]:
         try:
             check_chunk(txn, entry)
         except SnapshotError as cause:
             yield f"chunk {name!r}: {cause}"
+    yield from damaged_blocks(segments, manifest.info.dim, manifest.segments, sound)
 
 
 class _StoredChunks(Mapping[str, Chunk]):

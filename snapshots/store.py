@@ -138,7 +138,7 @@ class SnapshotStore:
             return tuple(manifest.info for manifest in read_manifests(txn)[0].values())
 
     def newest(self) -> Snapshot | None:
-        """The newest snapshot that is whole (every chunk is read and compared); None if there never was one.
+        """The newest snapshot that is whole, by the checksums of all its bytes; None if there never was one.
 
         Newer ones that are not whole are in its `skipped`, and go with the next commit. SnapshotError if none
         is whole. The next cut may leave out what did not change since this one, see `known`.
@@ -169,10 +169,7 @@ class SnapshotStore:
             return open_snapshot(self._environment, txn, manifests[snapshot])
 
     def verify(self, snapshot: int) -> tuple[str, ...]:
-        """Read all of a snapshot and look at its segment files: everything that is wrong, or nothing.
-
-        The contents of raw vectors are not covered by a checksum.
-        """
+        """Read all of a snapshot, raw vectors too: everything that is wrong, or nothing."""
         with self._environment.read() as txn:
             manifests, damaged = read_manifests(txn)
             if snapshot not in manifests:
@@ -199,11 +196,14 @@ class SnapshotStore:
             raise InvalidInput(f"{self.path}: raw vectors of dimension {dim}, where it is {self._dim}")
         if self._raw is None:
             named: dict[int, int] = {}
+            checksums: dict[int, bytes] = {}
             with self._environment.read() as txn:
                 for manifest in read_manifests(txn)[0].values():
                     for segment, rows in manifest.segments.items():
-                        named[segment] = max(rows, named.get(segment, 0))
-            self._raw = FileRawVectors(segments_path(self.path), self._dim, named)
+                        if rows >= named.get(segment, 0):
+                            named[segment] = rows
+                            checksums[segment] = manifest.row_checksums.get(segment, b"")
+            self._raw = FileRawVectors(segments_path(self.path), self._dim, named, checksums)
         return self._raw
 
     def commit(
@@ -275,6 +275,7 @@ class SnapshotStore:
             raise InvalidInput(f"{self.path}: no dimension was given, and none is there")
         created, started = time.time_ns() // 1_000_000, time.monotonic()
         segments = self._sync_raw(cut.segments)
+        row_checksums = {} if self._raw is None else self._raw.checksums(segments)
         changed = {name: memoryview(c.data) for name, c in cut.chunks.items() if c.data is not None}
         total = len(cut.state) + sum(data.nbytes for data in changed.values())
         done = 0
@@ -301,6 +302,7 @@ class SnapshotStore:
             dim=dim,
             metric=self._metric,
             live=cut.live,
+            digest=cut.digest,
             bytes=state.size + sum(entry.size for entry in chunks.values()),
             bytes_written=total,
             chunks_written=len(changed),
@@ -309,7 +311,7 @@ class SnapshotStore:
             extra=extra,
             reached=reached,
         )
-        self._conclude(Manifest(info, state, chunks, segments))
+        self._conclude(Manifest(info, state, chunks, segments, row_checksums))
         return info
 
     def _sync_raw(self, segments: frozenset[int]) -> dict[int, int]:

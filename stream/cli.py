@@ -213,6 +213,31 @@ def status(
 
 
 @app.command()
+def check(
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    sets: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check the index of a data directory: graph, codes, raw vectors and digest. Ends with 5 when something
+    is wrong.
+
+    A running service checks what it serves; without one the newest snapshot is loaded and checked.
+    """
+    from .control import ServiceUnreachable, ask
+    from .inspection import check_newest
+
+    settings = settings_of(config, None, data_dir, sets)
+    try:
+        result = ask(settings.data_dir, "check", timeout_s=600)
+    except ServiceUnreachable:
+        result = check_newest(settings)
+    print_result(result, as_json, "check")
+    if result["problem"] or result.get("skipped"):
+        raise typer.Exit(5)
+
+
+@app.command()
 def config(
     config: ConfigOption = None,
     log: LogOption = None,

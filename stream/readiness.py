@@ -20,6 +20,9 @@ class Standing(Protocol):
     def live(self) -> int: ...
 
     @property
+    def digest(self) -> str | None: ...
+
+    @property
     def offsets(self) -> Mapping[int, int]: ...
 
 
@@ -50,6 +53,11 @@ class Readiness:
         was = bool(self._against)
         self._against.discard(reason)
         if was and not self._against:
-            fields: dict[str, Any] = {"live": self._shard.live, "offsets": dict(self._shard.offsets)}
+            shard = self._shard
+            fields: dict[str, Any] = {
+                "live": shard.live,
+                "digest": shard.digest,
+                "offsets": dict(shard.offsets),
+            }
             took = round(time.monotonic() - self._since, 3)
             self._logger.info("service.ready", **fields, catch_up_s=took)

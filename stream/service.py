@@ -25,6 +25,7 @@ from .endings import explanation
 from .events import Logger
 from .http import Page, serve_http
 from .ingest import Ingest, starting_offsets
+from .inspection import checked
 from .log import Log, Topic
 from .log_end import LogEnd
 from .measures import Measures
@@ -135,7 +136,12 @@ class Service:
         async with asyncio.TaskGroup() as group:
             sending = group.create_task(self._outbox.run())
             settings, logger = self._settings, self._logger
-            commands = {"status": self._status, "snapshot": self._snapshot, "reencode": self._reencode}
+            commands = {
+                "status": self._status,
+                "snapshot": self._snapshot,
+                "reencode": self._reencode,
+                "check": self._check,
+            }
             pages = {"/metrics": self._metrics, "/healthz": self._healthz, "/readyz": self._readyz}
             async with (
                 serve_control(settings.data_dir, commands),
@@ -174,6 +180,9 @@ class Service:
     async def _snapshot(self, _: Arguments) -> Mapping[str, object]:
         taken = await self._snapshots.take("asked")
         return {"snapshot": None if taken is None else asdict(taken)}
+
+    async def _check(self, _: Arguments) -> Mapping[str, object]:
+        return await self._shard.beside(checked, self._shard.index)
 
     async def _reencode(self, arguments: Arguments) -> Mapping[str, object]:
         return by_hand(self._shard.index, self._reencoding, self._drift, arguments)
@@ -224,6 +233,7 @@ class Service:
             metric=settings.index.metric,
             embedding_model=shard.model,
             live=shard.live,
+            digest=shard.digest,
             applied=applied,
             lag=lag,
             frames=() if stats is None else stats.frames,

@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar, cast
 from ..errors import SnapshotError
 from ..index.budget import Budget
 from ..index.cut import Cut
+from ..index.digest import digest_text
 from ..index.drift import DriftSettings
 from ..index.events import Event
 from ..index.online import OnlineIndex
@@ -116,6 +117,11 @@ class Shard:
     @property
     def live(self) -> int:
         return 0 if self.index is None else len(self.index)
+
+    @property
+    def digest(self) -> str | None:
+        """Of the live set (index/digest.py), as people see it; None while there is no index."""
+        return None if self.index is None else digest_text(self.index.digest)
 
     @property
     def snapshot(self) -> SnapshotStatus | None:
@@ -273,6 +279,7 @@ class Shard:
             "snapshot.loaded",
             id=info.id,
             live=info.live,
+            digest=digest_text(info.digest),
             dim=info.dim,
             metric=info.metric,
             offsets=self.offsets,

@@ -14,6 +14,7 @@ import asyncio
 import time
 
 from ..errors import LogError, SnapshotError
+from ..index.digest import digest_text
 from .config import Settings
 from .drift_events import DriftEvents
 from .events import Logger
@@ -82,6 +83,7 @@ class Snapshotting:
                 id=info.id,
                 reason=reason,
                 live=info.live,
+                digest=digest_text(info.digest),
                 bytes=info.bytes,
                 bytes_written=info.bytes_written,
                 chunks_written=info.chunks_written,

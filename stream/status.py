@@ -61,6 +61,7 @@ class Status:
     metric: str
     embedding_model: str | None
     live: int
+    digest: str | None  # of the live set (index/digest.py); None until the first vector
     applied: dict[int, int]  # partition -> next offset
     lag: dict[int, int] | None  # records not applied yet, by partition; None: the log does not answer
     frames: tuple[FrameRows, ...]

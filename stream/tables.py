@@ -87,6 +87,7 @@ def _status(console: Console, result: Result) -> None:
             "topic": result["topic"],
             "collection": f"{result['live']:,} vectors, dim {result['dim'] or 'not known yet'}, "
             f"{result['metric']}, model {result['embedding_model'] or 'not named'}",
+            "digest": result["digest"] or "none yet",
             "applied offsets": offsets_text(result["applied"]),
             "lag": offsets_text(result["lag"]),
             "frames": frames or "none",
@@ -135,6 +136,16 @@ def _verify(console: Console, result: Result) -> None:
     console.print(
         f"snapshot {result['id']} ({megabytes(result['bytes'])}) {verdict}; read in {result['seconds']} s",
     )
+
+
+def _check(console: Console, result: Result) -> None:
+    for problem in [*result.get("skipped", []), result["problem"]]:
+        if problem is not None:
+            console.print(Text(problem, style="red"))
+    what = f"snapshot {result['snapshot']}" if "snapshot" in result else "the running index"
+    verdict = "is in order" if result["problem"] is None else "is damaged"
+    console.print(f"{what} {verdict}: {result['live']:,} vectors, checked in {result['seconds']} s")
+    console.print(f"digest {result['digest']}")
 
 
 def _taken(console: Console, result: Result) -> None:
@@ -190,6 +201,7 @@ def _report(console: Console, result: Result) -> None:
 
 
 SHOWN: dict[str, Callable[[Console, Result], None]] = {
+    "check": _check,
     "config": pairs,
     "drift": _drift,
     "feed": _feed,

@@ -45,7 +45,7 @@ static void upsert(dl_index *ix, uint8_t first, uint8_t count)
 {
     for (uint8_t key = first; key < first + count; key++) {
         uint64_t offsets[2] = {0, 1}, id = key % ROWS;
-        must(dl_upsert(ix, 1, &key, offsets, &key, offsets, rows + id * DIM, &id, NULL, NULL) == DL_OK, "upsert");
+        must(dl_upsert(ix, 1, &key, offsets, &key, offsets, rows + id * DIM, &id, NULL, NULL, NULL) == DL_OK, "upsert");
     }
 }
 
@@ -53,7 +53,7 @@ static void delete(dl_index *ix, uint8_t first, uint8_t count)
 {
     for (uint8_t key = first; key < first + count; key++) {
         uint64_t offsets[2] = {0, 1}, deleted;
-        must(dl_delete(ix, 1, &key, offsets, &deleted) == DL_OK, "delete");
+        must(dl_delete(ix, 1, &key, offsets, NULL, &deleted) == DL_OK, "delete");
     }
 }
 

@@ -51,14 +51,14 @@ static void upsert(uint8_t key, uint8_t row)
 {
     uint64_t offsets[2] = {0, 1}, id = row;
     writes++;
-    must(dl_upsert(ix, 1, &key, offsets, NULL, NULL, rows + (size_t)row * DIM, &id, &slots[key], NULL) == DL_OK, "upsert");
+    must(dl_upsert(ix, 1, &key, offsets, NULL, NULL, rows + (size_t)row * DIM, &id, &slots[key], NULL, NULL) == DL_OK, "upsert");
     model[key] = row;
 }
 
 static void delete(uint8_t key)
 {
     uint64_t offsets[2] = {0, 1}, deleted;
-    must(dl_delete(ix, 1, &key, offsets, &deleted) == DL_OK && deleted == (model[key] != NOTHING), "delete");
+    must(dl_delete(ix, 1, &key, offsets, NULL, &deleted) == DL_OK && deleted == (model[key] != NOTHING), "delete");
     model[key] = NOTHING;
 }
 

@@ -26,7 +26,7 @@ static dl_index *ix;
 static uint32_t still_slots[STILL];
 static _Atomic int stop, failures;
 static _Atomic long searches, writes, rounds, moves, drops;
-static _Atomic uint64_t next_row;
+static _Atomic uint64_t next_row, live_sum; /* of live rows' ids, kept by what writing says that it replaced */
 static const dl_config config = {DIM, DL_L2, 5, 24, ROUTE_BITS, 7, 9};
 
 static uint32_t draw(uint64_t *state, uint32_t below)
@@ -191,6 +191,26 @@ static void note(writer *w, uint32_t key, uint64_t row)
         w->own[key - first] = row;
 }
 
+static void write_rows(uint32_t n, const uint32_t *keys, const uint64_t *ends, uint64_t *ids, const char *what)
+{
+    uint64_t replaced[BATCH];
+    const float *x = rows + ids[0] * DIM;
+    expect(dl_upsert(ix, n, (const uint8_t *)keys, ends, NULL, NULL, x, ids, NULL, replaced, NULL) == DL_OK, what);
+    for (uint32_t i = 0; i < n; i++)
+        atomic_fetch_add(&live_sum, ids[i] - (replaced[i] == UINT64_MAX ? 0 : replaced[i]));
+}
+
+static void delete_keys(uint32_t n, const uint32_t *keys, const uint64_t *ends, const char *what)
+{
+    uint64_t replaced[BATCH], deleted, gone = 0;
+    expect(dl_delete(ix, n, (const uint8_t *)keys, ends, replaced, &deleted) == DL_OK, what);
+    for (uint32_t i = 0; i < n; i++) {
+        gone += replaced[i] != UINT64_MAX;
+        atomic_fetch_sub(&live_sum, replaced[i] == UINT64_MAX ? 0 : replaced[i]);
+    }
+    expect(gone == deleted, what);
+}
+
 static void upsert(writer *w, uint32_t n)
 {
     uint32_t keys[BATCH];
@@ -201,19 +221,19 @@ static void upsert(writer *w, uint32_t n)
         ids[i] = first + i;
         note(w, keys[i], ids[i]);
     }
-    expect(dl_upsert(ix, n, (uint8_t *)keys, offsets, NULL, NULL, rows + first * DIM, ids, NULL, NULL) == DL_OK, "upsert");
+    write_rows(n, keys, offsets, ids, "upsert");
 }
 
 static void delete(writer *w, uint32_t n)
 {
     uint32_t keys[BATCH];
-    uint64_t offsets[BATCH + 1] = {0}, deleted;
+    uint64_t offsets[BATCH + 1] = {0};
     for (uint32_t i = 0; i < n; i++) {
         keys[i] = pick_key(w, 1);
         offsets[i + 1] = (i + 1) * sizeof *keys;
         note(w, keys[i], UINT64_MAX);
     }
-    expect(dl_delete(ix, n, (uint8_t *)keys, offsets, &deleted) == DL_OK && deleted <= n, "delete");
+    delete_keys(n, keys, offsets, "delete");
 }
 
 /* A writer sees what it wrote itself. */
@@ -238,16 +258,16 @@ static void flood(writer *w, int deletes)
 {
     for (uint32_t at = 0; at < FLOOD && !atomic_load(&stop); at += BATCH) {
         uint32_t keys[BATCH];
-        uint64_t offsets[BATCH + 1] = {0}, ids[BATCH], first = atomic_fetch_add(&next_row, BATCH) % ROWS, deleted;
+        uint64_t offsets[BATCH + 1] = {0}, ids[BATCH], first = atomic_fetch_add(&next_row, BATCH) % ROWS;
         for (uint32_t i = 0; i < BATCH; i++) {
             keys[i] = FIRST_FLOOD + w->number * FLOOD + at + i;
             offsets[i + 1] = (i + 1) * sizeof *keys;
             ids[i] = first + i;
         }
         if (deletes)
-            expect(dl_delete(ix, BATCH, (uint8_t *)keys, offsets, &deleted) == DL_OK, "delete many");
+            delete_keys(BATCH, keys, offsets, "delete many");
         else
-            expect(dl_upsert(ix, BATCH, (uint8_t *)keys, offsets, NULL, NULL, rows + first * DIM, ids, NULL, NULL) == DL_OK, "upsert many");
+            write_rows(BATCH, keys, offsets, ids, "upsert many");
     }
 }
 
@@ -385,10 +405,26 @@ static void first_keys(uint32_t first, uint32_t end)
     for (uint32_t key = first; key < end; key++) {
         uint64_t offsets[2] = {0, sizeof key}, id = atomic_fetch_add(&next_row, 1);
         uint32_t slot;
-        expect(dl_upsert(ix, 1, (uint8_t *)&key, offsets, NULL, NULL, rows + id * DIM, &id, &slot, NULL) == DL_OK, "first upsert");
+        const float *x = rows + id * DIM;
+        expect(dl_upsert(ix, 1, (uint8_t *)&key, offsets, NULL, NULL, x, &id, &slot, NULL, NULL) == DL_OK, "first upsert");
+        atomic_fetch_add(&live_sum, id);
         if (key < STILL)
             still_slots[key] = slot;
     }
+}
+
+/* With nobody writing. */
+static void expect_live_sum(void)
+{
+    uint64_t ids[DL_SLAB], sum = 0;
+    uint8_t frames[DL_SLAB];
+    uint32_t count;
+    for (uint32_t slab = 0; slab < dl_slabs(ix); slab++) {
+        expect(dl_slab_rows(ix, slab, ids, frames, &count) == DL_OK, "rows of a slab");
+        for (uint32_t i = 0; i < count; i++)
+            sum += ids[i];
+    }
+    expect(sum == atomic_load(&live_sum), "writing says which rows it replaced");
 }
 
 int main(int argc, char **argv)
@@ -430,9 +466,11 @@ int main(int argc, char **argv)
     atomic_store(&stop, 1);
     for (uint32_t i = 0; i < count; i++)
         pthread_join(threads[i], NULL);
+    expect_live_sum();
     expect(dl_check(ix, 1, message, sizeof message) == DL_OK, message);
     for (int more = 1; more;)
         expect(dl_upkeep(ix, 1, &more) == DL_OK, "last upkeep");
+    expect_live_sum();
     expect(dl_check(ix, 1, message, sizeof message) == DL_OK, message);
     printf("%ld batches beside %ld searches and %ld steps of upkeep, %ld moves and %ld times fewer slabs: %s\n",
            atomic_load(&writes), atomic_load(&searches), atomic_load(&rounds), atomic_load(&moves), atomic_load(&drops),

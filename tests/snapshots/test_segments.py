@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from driftline.errors import CorruptIndex, InvalidInput, SnapshotError
 from driftline.index.raw import RawVectors
-from driftline.snapshots.segments import FileRawVectors, segment_problem
+from driftline.snapshots import segments
+from driftline.snapshots.segments import FileRawVectors, damaged_blocks, segment_problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -190,7 +191,9 @@ def row_values(first: int, count: int) -> NDArray[np.float32]:
 def test_the_header_is_the_documented_one(tmp_path: Path) -> None:
     """A segment file equals the golden one byte for byte, and the golden one is read."""
     raw = FileRawVectors(tmp_path, 3, {}, segment_rows=2)
-    raw.append(np.arange(6, dtype=np.float32).reshape(2, 3))
+    hashes = np.arange(100, 108, dtype=np.uint32).reshape(2, 4)
+    ids = raw.append(np.arange(6, dtype=np.float32).reshape(2, 3), hashes)
+    np.testing.assert_array_equal(raw.hashes(ids[::-1]), hashes[::-1])
     raw.close()
     assert (tmp_path / "0.f32").read_bytes() == (GOLDEN / "segment.f32").read_bytes()
     (tmp_path / "0.f32").write_bytes((GOLDEN / "segment.f32").read_bytes())
@@ -199,7 +202,8 @@ def test_the_header_is_the_documented_one(tmp_path: Path) -> None:
 
 DAMAGES: list[tuple[Callable[[bytes], bytes], str, int | None]] = [
     (lambda whole: whole[:-1], "too short for its 2 rows of 3 float32", 1),
-    (lambda whole: whole[:4096], "too short for its 2 rows of 3 float32", 0),
+    (lambda whole: whole[:8192], "too short for its 2 rows of 3 float32", 0),
+    (lambda whole: whole[:8191], "too short for its 2 rows of 3 float32", None),
     (lambda whole: whole[:100], "too short", None),
     (lambda whole: b"", "too short", None),
     (lambda whole: b"X" + whole[1:], "header is damaged", None),
@@ -233,7 +237,7 @@ def test_a_file_that_is_another_is_refused(tmp_path: Path) -> None:
     assert "says segment 0" in str(segment_problem(tmp_path, 1, 3, 2))
     (tmp_path / "0.f32").write_bytes((GOLDEN / "segment.f32").read_bytes())
     assert "dim 3" in str(segment_problem(tmp_path, 0, 2, 2))
-    assert "too short" in str(segment_problem(tmp_path, 0, 3, 3))
+    assert "2 rows" in str(segment_problem(tmp_path, 0, 3, 3))
 
 
 def test_a_cut_behind_the_named_rows_costs_nothing(tmp_path: Path) -> None:
@@ -242,13 +246,50 @@ def test_a_cut_behind_the_named_rows_costs_nothing(tmp_path: Path) -> None:
     ids = raw.append(vectors(100, 4))
     raw.close()
     with (tmp_path / "0.f32").open("r+b") as file:
-        file.truncate(4096 + 100 * 16)
+        file.truncate(4096 + 5000 * 16 + 1920 + 100 * 16)  # header, hashes up to a page, rows
     raw = FileRawVectors(tmp_path, 4, {0: 100})
     more = raw.append(vectors(4900, 4, seed=1))
     np.testing.assert_array_equal(raw.read(ids), vectors(100, 4))
     np.testing.assert_array_equal(raw.read(more), vectors(4900, 4, seed=1))
     assert list(raw.segments()) == [0, 1]
     raw.close()
+
+
+def test_a_flipped_bit_in_any_block_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of rows and of their hashes, in whole blocks and the last one; what lies behind the rows that are meant
+    is free. Checksums taken at once are those taken as rows came, and those that a restart was told."""
+    monkeypatch.setattr(segments, "BLOCK_BYTES", 64)  # four rows
+    raw = FileRawVectors(tmp_path, 4, {}, segment_rows=15)
+    steps: list[dict[int, bytes]] = []
+    for start in range(0, 20, 3):
+        raw.append(vectors(3, 4, start), np.full((3, 4), 1 + start, np.uint32))
+        steps.append(raw.checksums(raw.high_water()))
+    named = raw.high_water()
+    raw.close()
+    assert named == {0: 15, 1: 6}
+    assert {segment: len(sums) for segment, sums in steps[-1].items()} == {0: 64, 1: 32}
+    for told in ({}, steps[-1]):
+        raw = FileRawVectors(tmp_path, 4, named, told, segment_rows=15)
+        assert raw.checksums(named) == steps[-1]
+        raw.close()
+    assert list(damaged_blocks(tmp_path, 4, named, steps[-1])) == []
+    for offset, damaged in (
+        (8192, 0),
+        (8192 + 5 * 16, 0),
+        (4096 + 5 * 16, 0),
+        (8192 + 14 * 16, 0),
+        (8192 + 5 * 16, 1),
+    ):
+        path = tmp_path / f"{damaged}.f32"
+        whole = path.read_bytes()
+        path.write_bytes(whole[:offset] + bytes([whole[offset] ^ 1]) + whole[offset + 1 :])
+        row = (offset - 8192) // 16 if offset >= 8192 else 5
+        (problem,) = damaged_blocks(tmp_path, 4, named, steps[-1])
+        assert f"segment {damaged}.f32: rows {row // 4 * 4} to " in problem
+        path.write_bytes(whole)
+    path.write_bytes(whole[: 8192 + 6 * 16] + b"\1" + whole[8192 + 6 * 16 + 1 :])
+    assert list(damaged_blocks(tmp_path, 4, named, steps[-1])) == []
+    assert "No such file" in "".join(damaged_blocks(tmp_path, 4, {2: 1}, {2: bytes(16)}))
 
 
 def test_a_full_disk_is_said_and_survived(tmp_path: Path, full_disk: int) -> None:

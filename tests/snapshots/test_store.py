@@ -17,6 +17,7 @@ from driftline.errors import InvalidInput, SnapshotError
 from driftline.index.cut import Chunk, Cut
 from driftline.snapshots import chunks, manifest
 from driftline.snapshots.environment import Environment
+from driftline.snapshots.segments import rows_at
 from driftline.snapshots.store import Snapshot, SnapshotInfo, SnapshotStore
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -209,8 +210,28 @@ def test_segments_that_any_manifest_names_are_kept(tmp_path: Path) -> None:
         assert sorted(path.name for path in (tmp_path / "segments").iterdir()) == ["1.f32", "3.f32"]
 
 
-def test_a_truncated_segment_makes_the_older_snapshot_the_newest(tmp_path: Path) -> None:
-    """The snapshot whose rows were cut off is skipped, with the reason; the older one is whole and loads."""
+def cut_off(path: Path, row_at: Callable[[int], int]) -> None:
+    os.truncate(path, row_at(1500))
+
+
+def flip_in_row(path: Path, row_at: Callable[[int], int]) -> None:
+    with path.open("r+b") as file:
+        file.seek(row_at(1500))
+        file.write(b"\1")
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (cut_off, "too short for its 2000 rows"),
+        (flip_in_row, "rows 0 to 1999 are not those that were written"),
+    ],
+)
+def test_a_damaged_segment_makes_the_older_snapshot_the_newest(
+    tmp_path: Path, damage: Callable[[Path, Callable[[int], int]], None], reason: str
+) -> None:
+    """The snapshot whose rows are cut off or changed is skipped, with the reason; the older one is whole, and
+    loads."""
     rows = np.ones((1000, DIM), np.float32)
     with open_store(tmp_path) as store:
         raw = store.open_raw()
@@ -218,12 +239,13 @@ def test_a_truncated_segment_makes_the_older_snapshot_the_newest(tmp_path: Path)
         older = store.commit(cut_of({"a": (1, b"a1")}, segments=frozenset({0})), OFFSETS)
         raw.append(rows)
         newer = store.commit(cut_of({"a": (2, b"a2")}, segments=frozenset({0})), OFFSETS)
-    os.truncate(tmp_path / "segments" / "0.f32", 4096 + 1500 * 4 * DIM)
+        start = rows_at(raw.segments()[0][1])
+    damage(tmp_path / "segments" / "0.f32", lambda row: start + row * 4 * DIM)
     with open_store(tmp_path) as store:
         newest = store.newest()
         assert newest is not None
         assert newest.info.id == older.id
-        assert "too short for its 2000 rows" in newest.skipped[0]
+        assert reason in newest.skipped[0]
         assert store.verify(older.id) == ()
         assert "0.f32" in store.verify(newer.id)[0]
         np.testing.assert_array_equal(store.open_raw().read(ids), rows)
@@ -356,7 +378,7 @@ def test_another_dimension_metric_or_format_is_refused(tmp_path: Path) -> None:
             SnapshotStore.open(tmp_path, dim=dim, metric=metric)
     flip(tmp_path, "about", lambda keys: keys[0], at=11)
     for look in (open_store, SnapshotStore.inspect):
-        with pytest.raises(SnapshotError, match="format version 258, this driftline reads version 2"):
+        with pytest.raises(SnapshotError, match="format version 259, this driftline reads version 3"):
             look(tmp_path)
 
 
@@ -564,6 +586,7 @@ def test_the_manifest_is_the_documented_one() -> None:
         dim=128,
         metric="cosine",
         live=1000,
+        digest=2**127 + 5,
         bytes=1_100,
         bytes_written=600,
         chunks_written=1,
@@ -579,6 +602,7 @@ def test_the_manifest_is_the_documented_one() -> None:
             "slab/1": manifest.ChunkEntry(9, 3, 1, 500, bytes(range(32, 48))),
         },
         segments={0: 40_000, 2: 17},
+        row_checksums={0: bytes(range(80)), 2: bytes(range(16))},
     )
     golden = (GOLDEN / "manifest.bin").read_bytes()
     assert manifest.encode(stored) == golden

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from driftline.index.online import OnlineIndex
+from driftline.snapshots.store import SnapshotStore
 
 from .running import Place, command, gaussian, until
 
 DIM = 8
-COMMANDS = ("serve", "feed", "search", "status", "drift", "snapshots", "config", "demo")
+COMMANDS = ("serve", "feed", "search", "status", "check", "drift", "snapshots", "config", "demo")
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +117,33 @@ def test_status(place: Place, tmp_path: Path) -> None:
     none = command("status", data_dir=tmp_path)
     assert none.returncode == 2
     assert "driftline serve" in none.stderr
+
+
+def test_check(place: Place, tmp_path: Path) -> None:
+    """In a running service, and in a directory without one: in order, until a raw vector is flipped."""
+    status, checked = result(place, "status"), result(place, "check")
+    assert checked["problem"] is None
+    assert (checked["live"], checked["digest"]) == (status["live"], status["digest"])
+    assert "is in order" in text(place, "check")
+    none = command("check", data_dir=tmp_path / "none")
+    assert none.returncode == 5
+    assert "no snapshot yet" in none.stderr
+    with SnapshotStore.open(tmp_path, dim=DIM, metric="l2") as store:
+        index = OnlineIndex(DIM, raw=store.open_raw())
+        index.upsert(["a", "b"], gaussian(2, DIM, 1))
+        store.commit(index.cut(), {"topic": {0: 2}})
+    alone = ("check", "--json", "--set", f"index.dim={DIM}")
+    done = command(*alone, data_dir=tmp_path)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["digest"] == f"{index.digest:032x}"
+    segment = next((tmp_path / "segments").iterdir())
+    whole = bytearray(segment.read_bytes())
+    at = whole.rindex(gaussian(2, DIM, 1)[1].tobytes())
+    whole[at + 1] ^= 1
+    segment.write_bytes(whole)
+    done = command(*alone, data_dir=tmp_path)
+    assert done.returncode == 5
+    assert "rows 0 to 1 are not those that were written" in done.stderr
 
 
 def test_snapshots(place: Place) -> None:
