@@ -107,6 +107,8 @@ class Ingest(Section):
     """Decoded batches that may wait for the index."""
     outbox_records: Positive = 10_000
     """Dead letters and drift events that may wait for the broker; beyond it ingestion waits."""
+    outbox_bytes: Positive = 64 << 20
+    """The same in bytes."""
 
 
 class Snapshots(Section):

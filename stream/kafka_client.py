@@ -18,7 +18,7 @@ from aiokafka import AIOKafkaClient, errors
 from aiokafka.client import ConnectionGroup, CoordinationType
 from aiokafka.protocol.metadata import MetadataRequest
 
-from ..errors import BrokerUnavailable, ConfigError, InvalidInput, LogError, TopicNotFound
+from ..errors import BrokerUnavailable, ConfigError, InvalidInput, LogError, RecordRefused, TopicNotFound
 from .log import Security
 
 __all__ = ["REQUEST_S", "KafkaClient", "check", "connection_settings", "turned"]
@@ -35,6 +35,12 @@ UNREACHABLE = (
     errors.NoBrokersAvailable,
     errors.RequestTimedOutError,
     errors.StaleMetadata,
+)
+REFUSALS = (
+    errors.MessageSizeTooLargeError,
+    errors.RecordListTooLargeError,
+    errors.InvalidTimestampError,
+    errors.PolicyViolationError,
 )
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 
@@ -210,6 +216,8 @@ def turned(what: str, error: Exception) -> LogError:
         return TopicNotFound(f"{what}: the topic or partition does not exist")
     if isinstance(error, UNREACHABLE):
         return BrokerUnavailable(f"{what}: {error}")
+    if isinstance(error, REFUSALS):
+        return RecordRefused(f"{what}: {error}")
     ours = LogError(f"{what}: {error}")
     ours.retriable = bool(getattr(error, "retriable", False))
     return ours
