@@ -1,11 +1,15 @@
 """The exceptions of driftline, one tree.
 
-DriftlineError ├── InvalidInput        a bad argument or record; the message names it and the reason (also a
-ValueError) ├── CorruptIndex        a broken invariant, or bytes read back that cannot be what was written ├──
-SnapshotError       a data directory that cannot be used: other dimension, metric or format, damaged,
-unreadable ├── LogError            the log could not do it; `retriable` says whether trying again may help │
-├── BrokerUnavailable │   └── TopicNotFound ├── SearchFailed        a search was answered with an error;
-`code` and `reason` └── ConfigError         a setting that does not exist or holds a value it may not
+DriftlineError
+├── InvalidInput        a bad argument or record; the message names it and the reason (also a ValueError)
+├── CorruptIndex        a broken invariant, or bytes read back that cannot be what was written
+├── SnapshotError       a data directory that cannot be used: other dimension, metric or format, damaged
+├── LogError            the log could not do it; `retriable` says whether trying again may help
+│   ├── BrokerUnavailable
+│   ├── RecordRefused
+│   └── TopicNotFound
+├── SearchFailed        a search was answered with an error; `code` and `reason`
+└── ConfigError         a setting that does not exist or holds a value it may not
 """
 
 __all__ = [
@@ -15,6 +19,7 @@ __all__ = [
     "DriftlineError",
     "InvalidInput",
     "LogError",
+    "RecordRefused",
     "SearchFailed",
     "SnapshotError",
     "TopicNotFound",
@@ -47,6 +52,10 @@ class BrokerUnavailable(LogError):
     """No broker answered within the stated time."""
 
     retriable = True
+
+
+class RecordRefused(LogError):
+    """The log takes records, but not this one: its size, its time, a policy of the broker's."""
 
 
 class TopicNotFound(LogError):

@@ -128,6 +128,8 @@ class Ingest(Section):
     """Bytes of the records in them; beyond it the topic is read no further."""
     outbox_records: Positive = 10_000
     """Dead letters and drift events that may wait for the broker; beyond it ingestion waits."""
+    outbox_bytes: ByteSize = ByteSize(64 << 20)
+    """The same in bytes."""
     ready_lag: Annotated[int, Field(ge=0)] = 10_000
     """Ready means that no more records than this wait to be applied."""
 

@@ -19,7 +19,7 @@ from aiokafka.client import ConnectionGroup, CoordinationType
 from aiokafka.conn import AIOKafkaConnection
 from aiokafka.protocol.metadata import MetadataRequest
 
-from ..errors import BrokerUnavailable, ConfigError, InvalidInput, LogError, TopicNotFound
+from ..errors import BrokerUnavailable, ConfigError, InvalidInput, LogError, RecordRefused, TopicNotFound
 from .log import Security
 
 __all__ = ["REQUEST_S", "KafkaClient", "check", "connection_settings", "turned"]
@@ -36,6 +36,12 @@ UNREACHABLE = (
     errors.NoBrokersAvailable,
     errors.RequestTimedOutError,
     errors.StaleMetadata,
+)
+REFUSALS = (
+    errors.MessageSizeTooLargeError,
+    errors.RecordListTooLargeError,
+    errors.InvalidTimestampError,
+    errors.PolicyViolationError,
 )
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 # The broker was reached, and it or we will have nothing to do with the other: trying again will not help.
@@ -241,6 +247,8 @@ def turned(what: str, error: Exception) -> LogError:
         return TopicNotFound(f"{what}: the topic or partition does not exist")
     if isinstance(error, UNREACHABLE):
         return BrokerUnavailable(f"{what}: {error}")
+    if isinstance(error, REFUSALS):
+        return RecordRefused(f"{what}: {error}")
     ours = LogError(f"{what}: {error}")
     ours.retriable = bool(getattr(error, "retriable", False))
     return ours

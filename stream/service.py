@@ -115,7 +115,9 @@ class Service:
         self._counters = counters = Counters()
         self._measures = measures = Measures()
         self._end = LogEnd(log, settings.topics.vectors, applied)
-        self._outbox = outbox = Outbox(log, logger, settings.ingest.outbox_records)
+        self._outbox = outbox = Outbox(
+            log, logger, settings.ingest.outbox_records, settings.ingest.outbox_bytes
+        )
         self._drift = drift = DriftEvents(settings.topics.drift, vectors.name, shard, outbox, logger)
         self._reencoding = Budget(settings.reencode.budget, settings.reencode.floor)
         self._snapshots = Snapshotting(settings, log, shard, drift, outbox, logger)
@@ -251,6 +253,7 @@ class Service:
             deleted=counters.deleted,
             rejected=dict(counters.rejected),
             dead_letters_pending=self._outbox.pending,
+            dead_letters_refused=self._outbox.refused,
             searches=counters.searches,
             failed=dict(counters.failed),
             expired=counters.expired,

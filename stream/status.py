@@ -79,6 +79,7 @@ class Status:
     deleted: int
     rejected: dict[str, int]
     dead_letters_pending: int
+    dead_letters_refused: int
     searches: int
     failed: dict[str, int]
     expired: int

@@ -1,6 +1,7 @@
 """Dead letters: what stands in them."""
 
-from driftline.stream.log import Record
+from driftline.stream.dead_letters import bare_letter
+from driftline.stream.log import Draft, Record
 from driftline.stream.messages import Rejection, dead_letter
 
 RECORD = Record(
@@ -10,10 +11,10 @@ PREFIX = "__connect.errors."
 
 
 def test_a_letter_is_the_record_and_kafka_connects_headers() -> None:
-    """Key, value, time and headers as they came, then the ten headers of Kafka Connect."""
+    """Key, value and headers as they came, then the ten headers of Kafka Connect and the record's time."""
     letter = dead_letter(Rejection(RECORD, "wrong_dimension", "too short"), "dead", instance="shard-0")
     assert (letter.topic, letter.key, letter.value) == ("dead", RECORD.key, RECORD.value)
-    assert (letter.partition, letter.timestamp_ms) == (None, RECORD.timestamp_ms)
+    assert (letter.partition, letter.timestamp_ms) == (None, None)
     assert letter.headers[:2] == RECORD.headers
     sentence = "vectors[3]@17, key 'user-1': too short"
     assert dict(letter.headers[2:]) == {
@@ -27,6 +28,7 @@ def test_a_letter_is_the_record_and_kafka_connects_headers() -> None:
         PREFIX + "exception.class.name": b"driftline.wrong_dimension",
         PREFIX + "exception.message": sentence.encode(),
         PREFIX + "exception.stacktrace": f"driftline.wrong_dimension: {sentence}\n".encode(),
+        "driftline-timestamp-ms": b"1700000000000",
     }
 
 
@@ -39,7 +41,7 @@ def test_a_letter_sent_back_tells_of_the_last_time() -> None:
     assert len(names) == len(set(names)) == len(first.headers)
     assert dict(second.headers)[PREFIX + "offset"] == b"99"
     assert dict(second.headers)[PREFIX + "stage"] == b"VALUE_CONVERTER"
-    assert second.timestamp_ms is None
+    assert dict(second.headers)["driftline-timestamp-ms"] == b"-1"
 
 
 def test_a_value_can_be_left_out() -> None:
@@ -47,3 +49,17 @@ def test_a_value_can_be_left_out() -> None:
     letter = dead_letter(Rejection(RECORD, "oversized_value", "long"), "dead", keep_value=False)
     assert letter.value is None
     assert dict(letter.headers)["driftline-value-bytes"] == b"5"
+
+
+def test_a_bare_letter_is_its_reasons() -> None:
+    """For topics that refuse the whole one: a key that any topic takes, and nothing of the record. There is
+    no barer one, and none of what is no letter."""
+    letter = dead_letter(Rejection(RECORD, "zero_vector", "zero"), "dead")
+    bare = bare_letter(letter)
+    assert bare is not None
+    assert (bare.topic, bare.key, bare.value) == ("dead", b"vectors/3/17", b"")
+    assert dict(bare.headers) == {
+        name: value for name, value in letter.headers if name not in ("content-type", "trace")
+    }
+    assert bare_letter(bare) is None
+    assert bare_letter(Draft("drift", None, b"{}", (("content-type", b"application/json"),))) is None
