@@ -6,7 +6,7 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo build test lint bench chaos sanitize fuzz arm64 clean
+.PHONY: help demo build test lint bench chaos fuzz-topics sanitize fuzz arm64 clean
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
@@ -26,6 +26,7 @@ help:
 	@echo "make lint    ruff, pyright, and the C sources with every warning an error"
 	@echo "make bench   the benchmarks, one after the other"
 	@echo "make chaos   kills the service and three brokers again and again; half an hour; ARGS=\"--kills 20 --seed 7\""
+	@echo "make fuzz-topics  a million fuzzed records and 100,000 fuzzed requests; ARGS=\"--records 10000\""
 	@echo "make build   only the virtual environment, .venv, with driftline in it"
 	@echo "make sanitize  the C core under ASan, UBSan and TSan; SECONDS=... for each"
 	@echo "make fuzz    the loader and sequences of operations under libFuzzer; SECONDS=... for each"
@@ -73,10 +74,13 @@ bench: build
 	@for question in $(QUESTIONS); do \
 		echo "bench     benchmarks/$$question.py"; $(BIN)/python benchmarks/$$question.py; done
 
-chaos: build
+chaos: SCRIPT := chaos
+fuzz-topics: SCRIPT := fuzz
+
+chaos fuzz-topics: build
 	@.ci/system java
 	@.ci/quietly kafka "Apache Kafka, kept in $${XDG_CACHE_HOME:-~/.cache}/driftline" tests/kafka/install.sh
-	@$(BIN)/python benchmarks/chaos.py $(ARGS)
+	@$(BIN)/python benchmarks/$(SCRIPT).py $(ARGS)
 
 SECONDS ?= 60
 STRESS := tests/native/stress.c $(C_SOURCES)

@@ -155,8 +155,9 @@ class KafkaBroker:
         self.directory.mkdir(parents=True, exist_ok=True)
         lines = "".join(f"{name}={value}\n" for name, value in self.properties.items())
         self._properties_file.write_text(lines)
-        run_tool("kafka.tools.StorageTool", "format", "--ignore-formatted",
-                 "-c", str(self._properties_file), "-t", CLUSTER_ID, *self._users)  # fmt: skip
+        if not (self.directory / "data" / "meta.properties").exists():
+            run_tool("kafka.tools.StorageTool", "format", "-c", str(self._properties_file),
+                     "-t", CLUSTER_ID, *self._users)  # fmt: skip
         command = java(heap_mb=self._heap_mb, log_level=self._log_level)
         with self.log_file.open("ab") as log:
             already = log.tell()

@@ -29,7 +29,7 @@ class LossyLink:
         self._passing = asyncio.Event()
         self._passing.set()
         self._server: asyncio.Server | None = None
-        self._open: set[asyncio.StreamWriter] = set()
+        self._open: dict[asyncio.StreamWriter, asyncio.Task[None] | None] = {}
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
@@ -39,7 +39,9 @@ class LossyLink:
         assert self._server is not None
         self._server.close()
         self.mend()
+        serving = [task for task in self._open.values() if task is not None]
         self.cut()
+        await asyncio.gather(*serving, return_exceptions=True)
 
     def drop(self) -> None:
         self._passing.clear()
@@ -57,7 +59,7 @@ class LossyLink:
         return len(ended)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._open.add(writer)
+        self._open[writer] = asyncio.current_task()
         inside_writer: asyncio.StreamWriter | None = None
         try:
             inside_reader, inside_writer = await asyncio.open_connection("127.0.0.1", self.target)
@@ -73,7 +75,7 @@ class LossyLink:
         except ConnectionError:
             pass  # the broker is away
         finally:
-            self._open.discard(writer)
+            del self._open[writer]
             for end in (writer, inside_writer):
                 if end is not None:
                     end.close()

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.kafka
 DEADLINE_S = 120.0
 TOPIC, GROUP = "t", "g"
 PARTITIONS = 4
+PAUSE_S = 0.005  # between appends: the brokers start beside them
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,7 @@ async def appending(log: Log, written: list[tuple[int, bytes]], stop: asyncio.Ev
         if stop.is_set():
             break
         drafts = [Draft(TOPIC, b"k", b"%d" % (4 * number + p), partition=p) for p in range(PARTITIONS)]
+        await asyncio.sleep(PAUSE_S)
         try:
             positions = await log.append(drafts)
         except LogError as error:
@@ -81,13 +83,13 @@ async def test_leaders_and_coordinators_are_killed(cluster: KafkaCluster) -> Non
             feeding = group.create_task(appending(log, written, stop))
             following = group.create_task(reading(log, seen))
             for victim in ("leader", "coordinator"):
-                await more(written, 200)
+                await more(written, 100)
                 node = await (cluster.leader(TOPIC, 1) if victim == "leader" else cluster.coordinator(GROUP))
                 await asyncio.to_thread(cluster.brokers[node].kill)
-                await more(written, 200)  # two of three go on
+                await more(written, 100)  # two of three go on
                 await asyncio.to_thread(cluster.brokers[node].start)
                 await cluster.whole([TOPIC])
-            await more(written, 200)
+            await more(written, 100)
             stop.set()
             offsets = await feeding
             last = [Draft(TOPIC, b"k", b"last", partition=p) for p in range(PARTITIONS)]
@@ -107,7 +109,7 @@ async def test_chaos(cluster: KafkaCluster, tmp_path: Path) -> None:
     killed: in the end its live set is that of a plain fold, and its index is sound."""
     plan = Plan(seed=1, kills=4, cuts=4, leaders=1, coordinators=1, verify_every=8)
     async with cluster.links() as links:
-        found = await Chaos(cluster, links, tmp_path, plan, print).run()
+        found = await Chaos(cluster, links, tmp_path, plan, print, rate=3000).run()
     print(found)  # pytest shows it when something is wrong
     assert found.wrong == []
     assert found.verified == 1
