@@ -64,8 +64,8 @@ lint: build
 		.ci/quietly cc "$$source" $(CC) $(C_STRICT) -Inative -c -o /dev/null "$$source"; done
 
 # With the data of the clone; other data by the scripts' own flags, as benchmarks/RESULTS.md says.
-QUESTIONS := topics crash malformed delay memory tile encode refinements alarms reencode canary ann churn load filters growth \
-	threads runbook watch drift compress
+QUESTIONS := topics crash malformed delay ingest freshness memory tile encode refinements alarms reencode canary ann churn \
+	load filters growth threads runbook watch drift compress
 
 bench: build
 	@.ci/system c++ java

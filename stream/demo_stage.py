@@ -58,6 +58,7 @@ class Child:
         began = time.monotonic()
         program = [sys.executable, "-c", "from driftline.stream.cli import main; main()"]
         plain = {name: value for name, value in os.environ.items() if not name.startswith("DRIFTLINE_")}
+        plain["DRIFTLINE_HTTP__PORT"] = "0"  # a service of this machine's may have the port
         with self._output.open("ab") as output:
             self._process = subprocess.Popen(
                 [*program, "serve", "--data-dir", str(self.data_dir), "--metric", "cosine"],

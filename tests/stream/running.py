@@ -96,9 +96,9 @@ class Service:
         except ServiceUnreachable:
             return None
 
-    def ask(self, command: str) -> dict[str, Any]:
+    def ask(self, command: str, **arguments: object) -> dict[str, Any]:
         """What the service answers to a command of its control socket."""
-        return ask(self.data_dir, command, timeout_s=DEADLINE_S)
+        return ask(self.data_dir, command, arguments, timeout_s=DEADLINE_S)
 
     def caught_up(self) -> dict[str, Any] | None:
         """The status, once nothing of the topic is left to apply."""
