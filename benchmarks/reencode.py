@@ -3,8 +3,10 @@
 A collection is coded in a frame that was fitted to other rows (the first thousand, half as long), then all of
 it is encoded anew, by hand, within a budget (a share of one core) as in the service. One thread searches
 without pause, before, during and after; every answer is checked: k distinct keys, nearest first, each at its
-true distance. Memory is the process's anonymous memory (RssAnon), looked at from outside every few
-milliseconds, and the core's own count of code blocks.
+true distance. Latencies are given twice: as they were, and "running", without the time that the searching
+thread was ready and had no processor (Linux's schedstat), which is other people's doing on a shared machine.
+Memory is the process's anonymous memory (RssAnon), looked at from outside every few milliseconds, and the
+core's own count of code blocks.
 
 Then the same again in a process that also takes snapshots, killed (SIGKILL) at random moments of the
 re-encode; at the end the newest snapshot must finish it, `check` must pass with every code compared with its
@@ -23,7 +25,7 @@ from dataclasses import asdict
 from multiprocessing.connection import Connection
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from driftline import DriftSettings, OnlineIndex
@@ -55,13 +57,19 @@ class Asker(threading.Thread):
         self.index, self.base, self.queries = index, base, queries
         self.stop = threading.Event()
         self.times = np.full(MOST, np.nan)  # in memory from the start: what it takes is not the index's
+        self.queued = np.full(MOST, np.nan)  # of it, ready to run and without a processor
         self.searches = 0
         self.wrong: Counter[str] = Counter()
 
     def run(self) -> None:
+        with Path("/proc/thread-self/schedstat").open("rb", buffering=0) as scheduled:
+            self._ask(scheduled)
+
+    def _ask(self, scheduled: BinaryIO) -> None:
         at = 0
         while not self.stop.is_set():
             query = self.queries[at : at + 1]
+            queued = queued_s(scheduled)
             began = time.perf_counter()
             try:
                 hits = self.index.search(query, K, EF)
@@ -70,6 +78,7 @@ class Asker(threading.Thread):
                 self.wrong[repr(error)] += 1
                 continue
             self.times[self.searches] = time.perf_counter() - began
+            self.queued[self.searches] = queued_s(scheduled) - queued
             self.searches += 1
             rows = np.array(keys)
             true = np.square(self.base[rows] - query).sum(axis=1)
@@ -89,6 +98,17 @@ class Asker(threading.Thread):
     def seconds(self) -> Any:
         """float64 [n], of the searches."""
         return self.times[: self.searches]
+
+    @property
+    def running(self) -> Any:
+        """The same without what was spent waiting for a processor."""
+        return np.maximum(self.times - self.queued, 0)[: self.searches]
+
+
+def queued_s(scheduled: BinaryIO) -> float:
+    """How long the thread of this schedstat has been ready and had no processor."""
+    scheduled.seek(0)
+    return int(scheduled.read().split()[1]) / 1e9
 
 
 def keep_up(index: OnlineIndex, budget: Budget) -> bool:
@@ -178,6 +198,7 @@ def unnoticed(index: OnlineIndex, base: Vectors, queries: Vectors, flags: Any) -
     kinds = ReencodeStarted | ReencodeFinished | ReencodeDeclined
     told = [event for event in index.take_events() if isinstance(event, kinds)]
     p99 = {name: float(np.quantile(asker.seconds, 0.99)) for name, asker in askers.items()}
+    running = {name: float(np.quantile(asker.running, 0.99)) for name, asker in askers.items()}
     return {
         "rows": len(base),
         "took_s": round(took, 2),
@@ -187,8 +208,10 @@ def unnoticed(index: OnlineIndex, base: Vectors, queries: Vectors, flags: Any) -
         "searches": {name: asker.searches for name, asker in askers.items()},
         "wrong": {name: dict(asker.wrong) for name, asker in askers.items()},
         "latency": {name: milliseconds(asker.seconds) for name, asker in askers.items()},
+        "latency_running": {name: milliseconds(asker.running) for name, asker in askers.items()},
         "p999_ms": {name: round(1e3 * float(np.quantile(a.seconds, 0.999)), 2) for name, a in askers.items()},
         "p99_ratio": round(p99["during"] / p99["before"], 3),
+        "p99_ratio_running": round(running["during"] / running["before"], 3),
         "recall": {name: {"rescored": both[0], "codes": both[1]} for name, both in recalls.items()},
         "slab_bytes": round(slab),
         "extra_code_slabs": round((codes_most - codes_before) / slab, 2),
@@ -300,7 +323,12 @@ def show_all(figures: dict[str, Any], options: argparse.Namespace) -> None:
             [f"ms {when}", ", ".join(f"{name.removesuffix('_ms')} {value:.2f}" for name, value in ms.items())]
             for when, ms in latency.items()
         ),
+        *(
+            [f"ms {when}, running", ", ".join(f"{name[:-3]} {value:.2f}" for name, value in ms.items())]
+            for when, ms in figures["latency_running"].items()
+        ),
         ["p99 during / before", figures["p99_ratio"]],
+        ["p99 during / before, running", figures["p99_ratio_running"]],
         *([f"recall@{K} {when}", str(both)] for when, both in recalls.items()),
         ["a slab's codes", f"{figures['slab_bytes']:,} bytes"],
         ["extra code blocks", figures["extra_code_slabs"]],

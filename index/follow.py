@@ -74,6 +74,9 @@ class Follower:
         self._lost: bool | None = None  # of recall, as the canary says; None: nobody knows
         self._held_back = ""  # why slabs should move, while recall holds without it
         self.fit_loss: float | None = None
+        self.changes = 0
+        """Steps that had something to do, and wishes by hand: while it stays, so does what a cut holds of
+        them. Any thread may ask."""
 
     def observe(self, x: Vectors, *, stored: bool = False, now_ms: int | None = None) -> None:
         """Rows as they are coded, float32 [n, dim], in the order they were written.
@@ -106,22 +109,26 @@ class Follower:
         if self._frames.write.parameters is None:
             raise InvalidInput("rows are still held as floats; they become codes once enough are known")
         self.unpause()
+        self.changes += 1
         self._asked = BY_HAND if now else self._min_gain
 
     def pause(self) -> None:
         if not self._paused:
             self._paused = True
+            self.changes += 1
             self._emit(ReencodePaused(*_moved(self.progress)))
 
     def unpause(self) -> None:
         if self._paused:
             self._paused = False
+            self.changes += 1
             self._emit(ReencodeResumed(*_moved(self.progress)))
 
     def cancel(self) -> None:
         self._cancelled = self.waiting
         self._asked = None
         self._paused = False
+        self.changes += 1
 
     @property
     def progress(self) -> Progress:
@@ -148,6 +155,7 @@ class Follower:
 
     def step(self) -> bool:
         """One bounded step; True while more can be done."""
+        self.changes += self._due
         if self._cancelled:
             self._coming = None  # no frame leaves for it any more
             self._reencoder.end("cancelled by hand")

@@ -51,6 +51,14 @@ class Frames:
         """The frames that are not floats, with their parameters."""
         return tuple((frame, frame.parameters) for frame in self.alive if frame.parameters is not None)
 
+    def tables(self, bits: int) -> NDArray[np.float32]:
+        """float32 [FRAMES, 2**bits], by lane: what the top `bits` bits of codes decode to; zeros where no
+        tile frame is."""
+        tables = np.zeros((FRAMES, 2**bits), np.float32)
+        for frame, parameters in self.tiles:
+            tables[frame.lane] = parameters.table(bits)
+        return tables
+
     @property
     def full(self) -> bool:
         return len(self._alive) == FRAMES

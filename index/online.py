@@ -406,6 +406,12 @@ class OnlineIndex:
         """How far the re-encode under way is; takes no lock."""
         return self._follower.progress
 
+    @property
+    def reencode_changes(self) -> int:
+        """Grows with every step of a re-encode and with every wish by hand, since the index was made or
+        restored: while it stays, a cut says nothing new of them."""
+        return self._follower.changes
+
     def heed(self, recall_lost: bool | None) -> None:
         """What a canary says of recall, for what is decided from now on (index/decide.py).
 

@@ -8,14 +8,14 @@ moments, holds for any distribution of the data.
 
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..native import FRAMES, SLAB, Core
+from ..native import FRAMES, SLAB, Core, Survey
 from .drift import GAIN_BITS
 from .events import (
     Event,
@@ -26,14 +26,13 @@ from .events import (
     ReencodeStarted,
 )
 from .frames import Frame, Frames
-from .statistics import SPAN
 from .tile import TileParameters
 
 __all__ = ["Progress", "Reencoder", "mixture"]
 
-SAMPLE = 256  # rows of a slab that the survey codes: its gain is known to a few percent
-YIELD_S = 5e-5  # after 64 rows: calls into the core are too short for a waiting search to get the interpreter
-MEASURED = 4  # every so many rows that move are measured: measuring all took longer than moving them
+SAMPLE = 256  # rows of a slab that are measured: its gain is known to a few percent
+BUSY_S = 1e-3  # between looks whether searches still read what the last move replaced
+LEARNT = 32  # slabs that are learnt from once all have moved: codes of two frames side by side mislead
 PROGRESS_STEPS = 10  # progress events of one re-encode
 
 Vectors = NDArray[np.float32]
@@ -118,6 +117,7 @@ class Reencoder:
         self._leaving: Frame | None = None
         self._moves: list[Move] = []
         self._declined: list[Move] = []
+        self._learning: list[int] = []  # slabs to learn from, once all have moved
         self._reason = ""
         self._total = self._done = 0
         self._began = 0.0
@@ -127,7 +127,7 @@ class Reencoder:
 
     @property
     def waiting(self) -> bool:
-        return self._surveyed < self._end or self._done < self._total
+        return self._surveyed < self._end or self._done < self._total or bool(self._learning)
 
     @property
     def possible(self) -> bool:
@@ -137,11 +137,12 @@ class Reencoder:
     def progress(self, paused: bool, deciding: bool, *, over: bool) -> Progress:
         """Any thread may ask. over: what is under way ends with the next step."""
         surveyed, end, done, total = self._surveyed, self._end, self._done, self._total
+        learning = bool(self._learning) and not over
         if over:
             end = total = 0
         if surveyed < end:
             return Progress("survey", paused, self._reason, surveyed, end, 0, 0.0, None)
-        if done < total:
+        if done < total or learning:
             seconds = time.monotonic() - self._began
             return Progress("moving", paused, self._reason, done, total, self._rows, seconds, self._expected)
         return Progress("waiting" if deciding else "idle", paused, "", 0, 0, 0, 0.0, None)
@@ -201,66 +202,62 @@ class Reencoder:
     def _forget(self) -> None:
         self._surveyed = self._end = 0
         self._total = self._done = 0
-        self._moves, self._declined = [], []
+        self._moves, self._declined, self._learning = [], [], []
         self._leaving = None
 
     def step(self) -> None:
-        """Survey one slab or move one."""
+        """Survey one slab, move one, or learn from one when searches may end now."""
         if self._surveyed < self._end:
             self._survey(self._surveyed)
             if self._surveyed + 1 == self._end:
                 self._decide()
             self._surveyed += 1  # after it: who looks meanwhile must not find nothing under way
         elif self._done < self._total and self._move(self._moves[self._done]):
-            self._done += 1
-            if self._done == self._total:
+            if self._done + 1 == self._total:
+                slabs = max(self._core.slabs, 1)  # all may have been given back since
+                self._learning = np.linspace(0, slabs - 1, min(LEARNT, slabs)).astype(int).tolist()
+            self._done += 1  # after it: who looks meanwhile must not find nothing under way
+        elif self._learning:
+            if self._learning[-1] < self._core.slabs:
+                self._core.learn(self._learning[-1])
+            self._learning.pop()
+            if not self._learning:
                 self._finish()
 
     # ---- survey
 
-    def _errors(
-        self, rows: NDArray[np.uint64], lanes: NDArray[np.uint8], wanted: Collection[int]
-    ) -> tuple[NDArray[np.float64], dict[int, NDArray[np.float64]]]:
-        """Each row's error in its own frame (0 in floats), and in the tile frames of the lanes `wanted`."""
-        assert self._read is not None, "without raw vectors nothing is measured"
-        needed = {*wanted, *np.unique(lanes).tolist()}
-        tiles = [(frame, parameters) for frame, parameters in self._frames.tiles if frame.lane in needed]
-        errors = {frame.lane: np.empty(len(rows)) for frame, _ in tiles}
-        for start in range(0, len(rows), SPAN):
-            span = slice(start, start + SPAN)
-            rotated = tiles[0][1].rotated(self._read(rows[span]))  # frames share one rotation
-            for frame, parameters in tiles:
-                errors[frame.lane][span] = parameters.row_errors(rotated, GAIN_BITS)
-            time.sleep(YIELD_S)
-        own = np.zeros(len(rows))
-        for lane, of_lane in errors.items():
-            own = np.where(lanes == lane, of_lane, own)
-        return own, errors
+    def _measure(self, slab: int, live: int, first: int) -> Survey:
+        """How well SAMPLE of its `live` rows are coded, evenly spread from row `first`.
+
+        One call into the core, which reads, rotates and codes: while Python does any of it, in calls that are
+        too short for a waiting search to get the interpreter, that search waits for all of it (4 ms, where
+        the search itself takes 0.1).
+        """
+        every = max(live // SAMPLE, 1)
+        return self._core.survey(slab, first % every, every, GAIN_BITS, self._frames.tables(GAIN_BITS))
 
     def _survey(self, slab: int) -> None:
         if slab >= self._core.slabs:  # it was emptied and given back since
             return
-        rows, lanes = self._core.slab_rows(slab)
         info = self._core.slab(slab)
         # an empty block of floats goes too: what is written there next should be codes;
         # dead slots count: a frame cannot close while one is coded in it
         forced = info.is_float or (self._leaving is not None and info.rows[self._leaving.lane] > 0)
         if self._leaving is not None and not forced:
             return  # a frame opens as soon as this one is gone, and with it all are surveyed
-        if self._read is None or not len(rows):
+        found = self._measure(slab, info.live, 0)
+        live = sum(found.live)
+        if not found.rows:
             if forced:
-                self._moves.append(Move(slab, self._frames.write, len(rows), 0, 0, True))
+                self._moves.append(Move(slab, self._frames.write, live, 0, 0, True))
             return
-        chosen = np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(np.intp)
-        alive = [frame.lane for frame, _ in self._frames.tiles]
-        own, errors = self._errors(rows[chosen], lanes[chosen], alive)
-        means = {lane: float(of_lane.mean()) for lane, of_lane in errors.items()}
+        means = {frame.lane: found.errors[frame.lane] / found.rows for frame, _ in self._frames.tiles}
         if self._leaving is not None:
             del means[self._leaving.lane]
         best = min(means, key=means.__getitem__)
-        if not forced and bool((lanes == best).all()):
+        if not forced and found.live[best] == live:
             return
-        move = Move(slab, self._frames.at(best), len(rows), float(own.mean()), means[best], forced)
+        move = Move(slab, self._frames.at(best), live, found.own / found.rows, means[best], forced)
         (self._moves if forced or move.gain >= self._least else self._declined).append(move)
 
     def _decide(self) -> None:
@@ -304,14 +301,13 @@ class Reencoder:
         """False while a search may still read what the last move replaced: it waits, for memory's sake."""
         if move.slab >= self._core.slabs:
             return True
-        rows, lanes = self._core.slab_rows(move.slab)
+        found = self._measure(move.slab, move.rows, 1)  # other rows than the survey's, where there are more
         if not self._core.reencode(move.slab, move.to.lane):
+            time.sleep(BUSY_S)
             return False
-        self._rows += len(rows)
-        if self._read is not None and len(rows):
-            own, errors = self._errors(rows[::MEASURED], lanes[::MEASURED], [move.to.lane])
-            self._before += float(own.sum())
-            self._after += float(errors[move.to.lane].sum())
+        self._rows += sum(found.live)
+        self._before += found.own
+        self._after += found.errors[move.to.lane]
         done = self._done + 1
         if done * PROGRESS_STEPS // self._total > self._done * PROGRESS_STEPS // self._total:
             self._emit(ReencodeProgress(slabs_done=done, slabs=self._total, rows_done=self._rows))

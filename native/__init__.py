@@ -1,7 +1,7 @@
 """native/ computes: the C core - graph, codes, kernels - and its only doorway from Python."""
 
 from .answers import Answers, MergedAnswers
-from .core import FRAMES, SLAB, Core, Slab, Tile, Usage
+from .core import FRAMES, SLAB, Core, Slab, Survey, Tile, Usage
 from .functions import (
     bin_counts,
     force_isa,
@@ -21,6 +21,7 @@ __all__ = [
     "Core",
     "MergedAnswers",
     "Slab",
+    "Survey",
     "Tile",
     "Usage",
     "bin_counts",

@@ -9,8 +9,8 @@ from cffi import FFI
 HERE = Path(__file__).parent
 SOURCES = (
     "memory", "pages", "locks", "kernels", "kernels_avx2", "kernels_avx512", "kernels_neon", "rotate", "tile",
-    "statistics", "epoch", "keys", "slabs", "probe", "heaps", "walk", "filtered", "refine", "link", "tree",
-    "frames", "index", "evacuate", "upkeep", "search", "witness", "check", "store",
+    "statistics", "epoch", "keys", "slabs", "probe", "heaps", "walk", "filtered", "refine", "growth", "link",
+    "tree", "frames", "survey", "index", "evacuate", "upkeep", "search", "witness", "check", "store",
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from ._core import ffi, lib
 from .answers import Answers, JoinedAnswers, PackedAnswers
 from .arrays import checked, floats, pack, pointer, side_by_side
 
-__all__ = ["FRAMES", "SLAB", "Core", "Slab", "Tile", "Usage"]
+__all__ = ["FRAMES", "SLAB", "Core", "Slab", "Survey", "Tile", "Usage"]
 
 FRAMES = 4  # frames alive at once
 SLAB = 1024  # slots per slab
@@ -52,6 +52,17 @@ class Slab:
     rows: tuple[int, ...]
     is_float: bool
     version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """How well a slab's rows are coded: live ones by frame, how many were measured, and the squared error of
+    these, summed: as they are coded (floats have none), and in each frame (0 where that is no tile frame)."""
+
+    live: tuple[int, ...]
+    rows: int
+    own: float
+    errors: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +180,11 @@ class Core:
             return False
         checked(code)
         return True
+
+    def learn(self, slab: int) -> None:
+        """Learn from rows of a slab that was encoded anew how distances between codes grow with rank: by that
+        searches tell when to end."""
+        checked(lib.dl_learn(self._ix, slab))
 
     # ---- writing
 
@@ -348,6 +364,16 @@ class Core:
         )
         checked(code)
         return rows[: count[0]], frames[: count[0]]
+
+    def survey(self, number: int, first: int, every: int, bits: int, tables: Floats) -> Survey:
+        """Measure live rows `first`, first + every, ... of a slab on their raw vectors, by the top `bits`
+        bits of codes. tables: float32 [FRAMES, 2**bits], what these decode to in each frame."""
+        if tables.shape != (FRAMES, 2**bits):
+            raise InvalidInput(f"expected tables [{FRAMES}, {2**bits}], got {list(tables.shape)}")
+        out = ffi.new("dl_errors *")
+        table = pointer("float[]", np.ascontiguousarray(tables, np.float32))
+        checked(lib.dl_survey(self._ix, number, first, every, bits, table, out))
+        return Survey(tuple(out.live), out.rows, out.own, tuple(out.errors))
 
     def occupied_rows(self, number: int) -> NDArray[np.uint64]:
         """Row ids that a slab may still read, of dead slots too."""

@@ -98,6 +98,13 @@ typedef struct {
 } dl_slab_info;
 
 typedef struct {
+    uint32_t live[4];          /* rows that answer searches, by frame */
+    uint32_t rows;             /* of these, that were measured */
+    double own;                /* squared error of the rows measured, summed, each in the frame it has; floats have none */
+    double errors[4];          /* and all of them in each tile frame that is alive */
+} dl_errors;
+
+typedef struct {
     uint64_t live, slots, slabs, dead; /* dead: deleted or moved, not yet reusable */
     uint64_t codes, links, keys, meta, scratch, total; /* bytes */
 } dl_usage;
@@ -149,6 +156,8 @@ int dl_frame_counts(dl_index *ix, uint32_t frame, int64_t *counts, uint64_t *row
 /* To a tile frame, once new vectors use one. DL_EBUSY while a search may still read a block that was replaced before: so there is
  * never more than one too many. */
 int dl_reencode(dl_index *ix, uint32_t slab, uint32_t frame);
+/* Learn from rows of a slab that was encoded anew when a search may end, as from as many insertions. */
+int dl_learn(dl_index *ix, uint32_t slab);
 
 /* ---- writing: key i is keys[key_offsets[i] .. key_offsets[i + 1]); payloads likewise, or NULL ---- */
 int dl_unchanged(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, const uint8_t *payloads,
@@ -183,6 +192,9 @@ uint64_t dl_live(dl_index *ix);
 uint32_t dl_slabs(dl_index *ix);
 int dl_slab(dl_index *ix, uint32_t slab, dl_slab_info *out);
 int dl_slab_rows(dl_index *ix, uint32_t slab, uint64_t *rows, uint8_t *frames, uint32_t *count); /* live: [DL_SLAB] */
+/* How well a slab's live rows are coded: row `first` and every so many after it, from their raw vectors, by the top `bits` bits of
+ * codes. tables: what these decode to in each frame, [DL_FRAMES << bits]. The caller closes no frame meanwhile. */
+int dl_survey(dl_index *ix, uint32_t slab, uint32_t first, uint32_t every, uint32_t bits, const float *tables, dl_errors *out);
 int dl_occupied_rows(dl_index *ix, uint32_t slab, uint64_t *rows, uint32_t *count); /* live or dead: [DL_SLAB] */
 uint32_t dl_route_bits(dl_index *ix); /* as given or chosen */
 void dl_usage_of(dl_index *ix, dl_usage *out);

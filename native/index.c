@@ -183,15 +183,6 @@ static void end_version(dl_index *ix, reader *r, uint32_t slot, uint64_t now)
     queue_push(&ix->dead, slot, now);
 }
 
-/* The mean over the last insertions, some thousands; commit lock. */
-static void learn_growth(dl_index *ix, float growth)
-{
-    enum { MEMORY = 4096 };
-    float mean = atomic_load(&ix->growth), share = ix->inserted < MEMORY ? 1 / (float)ix->inserted : 1.0f / MEMORY;
-    if (growth > 0)
-        atomic_store(&ix->growth, mean > 0 ? mean + share * (growth - mean) : growth);
-}
-
 /* What becomes visible at one tick: the slot, and with it the end of the version before. */
 static void commit(dl_index *ix, reader *r, uint32_t slot, const item *new)
 {
@@ -209,7 +200,7 @@ static void commit(dl_index *ix, reader *r, uint32_t slot, const item *new)
     else
         end_version(ix, r, old, now);
     ix->linking--;
-    learn_growth(ix, r->growth);
+    learn_growth(ix, r->growth, 1);
     atomic_store(&ix->clock, now);
     settle(ix);
     pthread_mutex_unlock(&ix->commit);

@@ -166,7 +166,7 @@ typedef struct reader {
     extent reach;
     near *pool;           /* walk.c: the best so far, ascending; EXPANDED marks the slots walked from */
     uint32_t pool_size, pool_capacity, cursor;
-    float growth;         /* of the distances that the last insertion met (link.c); 0: not known */
+    float growth;         /* of the distances that the last insertion met (growth.c); 0: not known */
     heap candidates, results;
     probe query;
     near *picked;         /* the results in order; neighbour lists under selection */
@@ -591,6 +591,10 @@ typedef struct {
 
 int search_one(dl_index *ix, reader *r, uint64_t now, const request *ask, uint32_t ef, const allowed *only, uint32_t *count);
 int exact_all(dl_index *ix, reader *r, uint64_t now, const float *plain, uint32_t nq, heap *heaps, uint32_t k, const allowed *only);
+
+/* growth.c */
+float growth_of(const dl_index *ix, const near *nearest, uint32_t count);
+void learn_growth(dl_index *ix, float growth, uint32_t rows);
 
 /* link.c */
 uint32_t choose(dl_index *ix, reader *r, near *list, uint32_t count, uint32_t settled, uint32_t limit);

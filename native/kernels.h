@@ -67,4 +67,8 @@ extern const dl_kernels dl_kernels_neon;
 #endif
 const dl_kernels *dl_kernels_now(void);
 void dl_grid_of(const float *edges, dl_grid *grid); /* [255] ascending */
+/* tile.c: what every code of eight bits decodes to by its top `bits` bits, and |x - decode(encode(x))|^2 by such a table, [256]. */
+void dl_table_by_code(const float *table, uint32_t bits, float *whole);
+double dl_row_error(const float *x, uint32_t dim, const float *mean, const float *scale, const float *inv_scale,
+                    const dl_grid *grid, const float *whole);
 #endif

@@ -101,18 +101,6 @@ static void become_root(dl_index *ix, reader *r, uint32_t slot)
     atomic_store(&ix->entry, slot);
 }
 
-enum { GROWTH_FROM = 10, GROWTH_TO = 64 }; /* ranks between which growth is measured: the first, and the last at least */
-
-/* How distances grow with rank, r_j = r_k (j / k)^growth: two over the intrinsic dimension, for squared distances (Amsaleg et al., KDD
- * 2015). 0 where they do not tell. */
-static float growth_of(const dl_index *ix, const near *nearest, uint32_t count)
-{
-    if (ix->config.metric == DL_IP || count < GROWTH_TO || nearest[GROWTH_FROM - 1].distance <= 0)
-        return 0;
-    float ratio = nearest[count - 1].distance / nearest[GROWTH_FROM - 1].distance;
-    return isfinite(ratio) ? logf(ratio) / logf((float)count / GROWTH_FROM) : 0;
-}
-
 /* Link a written slot in. r->query holds its vector. Nothing is linked before everything that can fail is done: the choices of
  * all levels are made first, top to bottom, and the node's own lists are written before anybody links to it. At
  * level 0 it chooses 3m / 2 neighbours: with m the lists fill only by links back (sift128: ef 24 for 27 at recall 0.95). A node higher than

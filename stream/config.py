@@ -110,7 +110,8 @@ class Snapshots(Section):
     every_records: Positive = 100_000
     """A snapshot is taken after this many records."""
     every_seconds: Seconds = 300.0
-    """A snapshot is taken after this many seconds, if a record was applied."""
+    """A snapshot is taken after this many seconds, if a record was applied or a re-encode went on, also by
+    hand."""
     keep: Positive = 2
     """Snapshots kept."""
 

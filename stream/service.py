@@ -129,7 +129,7 @@ class Service:
             sending.cancel()
 
     async def _save(self) -> None:
-        if not self._shard.records_since_snapshot:
+        if not self._shard.unsaved:
             return
         try:
             async with asyncio.timeout(FLUSH_S):

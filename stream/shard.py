@@ -43,11 +43,13 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class PendingSnapshot:
-    """A cut, the offsets it has applied, and how many records those were since the service started."""
+    """A cut, the offsets it has applied, how many records those were since the service started, and what the
+    index said of its re-encodes (`OnlineIndex.reencode_changes`)."""
 
     cut: Cut
     offsets: dict[int, int]
     records: int
+    reencode_changes: int
 
 
 class Shard:
@@ -64,7 +66,7 @@ class Shard:
         self._offsets: dict[int, int] = {}  # this and the next belong to the writer thread
         self._records = 0
         self._info: SnapshotInfo | None = None
-        self._records_saved = 0
+        self._records_saved = self._changes_saved = 0
         self._shape: dict[str, Any] = {
             name: getattr(settings.index, name) for name in SHAPE
         }  # what the index was made with
@@ -117,6 +119,12 @@ class Shard:
         """Records applied that the newest snapshot does not hold: what a crash would replay."""
         return self._records - self._records_saved
 
+    @property
+    def unsaved(self) -> bool:
+        """Whether a crash would undo anything: records, or work and wishes of re-encoding."""
+        changes = 0 if self.index is None else self.index.reencode_changes
+        return self.records_since_snapshot > 0 or changes != self._changes_saved
+
     def learn(self, dim: int, model: str | None) -> None:
         """Take the dimension and the embedding model from what the topic holds; blocks."""
         self.model = self.model or model
@@ -154,6 +162,7 @@ class Shard:
         info = await self.beside(self._store.commit, pending.cut, offsets, extra)
         self._info = info
         self._records_saved = pending.records
+        self._changes_saved = pending.reencode_changes
         return info
 
     def close(self) -> None:
@@ -240,4 +249,6 @@ class Shard:
     def _cut(self) -> PendingSnapshot | None:
         if self.index is None:
             return None
-        return PendingSnapshot(self.index.cut(self._store.known()), dict(self._offsets), self._records)
+        changes = self.index.reencode_changes  # before the cut: what comes meanwhile is saved again
+        cut = self.index.cut(self._store.known())
+        return PendingSnapshot(cut, dict(self._offsets), self._records, changes)

@@ -3,6 +3,9 @@
 A snapshot is cut between two batches and written in the background. Before it is committed every dead
 letter of the records it covers is acknowledged: after a crash those records will not be read again. The
 consumer group's offsets follow the snapshot's, for Kafka's lag tools; the snapshot's are the truth.
+
+One is due after so many records, or after so long if there is anything that a crash would undo: records, or
+what was done or asked of a re-encode.
 """
 
 import asyncio
@@ -41,10 +44,10 @@ class Snapshotting:
         not_before = 0.0
         while True:
             await asyncio.sleep(LOOK_S)
-            now, records = time.monotonic(), self._shard.records_since_snapshot
-            if not records or now < not_before:
+            now = time.monotonic()
+            if not self._shard.unsaved or now < not_before:
                 continue
-            by_records = records >= due.every_records
+            by_records = self._shard.records_since_snapshot >= due.every_records
             if not by_records and now - self._last < due.every_seconds:
                 continue
             try:

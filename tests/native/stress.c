@@ -327,9 +327,14 @@ static void save_and_load(void)
 /* A search may still read the block that the last move replaced; it ends by itself. */
 static int move_slab(uint32_t slab, uint32_t frame)
 {
+    static const float tables[DL_FRAMES << 4];
+    dl_errors errors;
+    expect(dl_survey(ix, slab, 0, 8, 4, tables, &errors) == DL_OK, "survey");
     int code;
     while ((code = dl_reencode(ix, slab, frame)) == DL_EBUSY)
         sched_yield();
+    if (code == DL_OK)
+        code = dl_learn(ix, slab);
     return code;
 }
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from driftline import native
 from driftline.errors import CorruptIndex
 from driftline.native import Core
 from driftline.native._core import lib
@@ -313,6 +314,44 @@ def test_one_block_too_many_at_most():
     assert core.reencode(0, 1)
     assert core.usage().codes == codes
     core.check(codes=True)
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_a_survey_measures_codes(metric: str):
+    """In the frame that rows have and in every other, by the first bits of codes, on the rows asked for and
+    no dead ones; floats make no error."""
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(300, 24)).astype(np.float32)
+    rows = np.arange(300, dtype=np.uint64)
+    tiles = {1: tile_of(x, metric=metric), 2: tile_of(x * 3 + 1, metric=metric)}
+    core = core_of(x, metric, m=4, ef_construction=20, tile=None)
+    for frame, tile in tiles.items():
+        core.open_frame(frame, tile)
+    core.upsert(keys_of(range(100)), [b""] * 100, x[:100], rows[:100])
+    tables = np.zeros((4, 16), np.float32)
+    tables[1:3] = tiles[1].fine.reshape(16, 16).mean(axis=1)
+    floats = core.survey(0, 0, 1, 4, tables)
+    assert (floats.live, floats.rows, floats.own) == ((100, 0, 0, 0), 100, 0)
+    core.write_frame(1)
+    core.reencode(0, 2)
+    core.upsert(keys_of(range(100, 300)), [b""] * 200, x[100:], rows[100:])
+    core.delete(keys_of(range(0, 300, 3)))
+    live = np.delete(np.arange(300), np.arange(0, 300, 3))
+    plain = x if metric == "l2" else x / np.linalg.norm(x, axis=1)[:, None]
+    turned = native.rotate(plain, ROTATION_SEED)
+    errors = {
+        frame: native.row_errors(turned, tile.mean, tile.scale, tile.edges, tables[frame], 4)
+        for frame, tile in tiles.items()
+    }
+    own = np.where(np.arange(300) < 100, errors[2], errors[1])
+    for first, every in ((0, 1), (1, 4), (7, 300)):
+        some = live[first::every]
+        found = core.survey(0, first, every, 4, tables)
+        assert found.live == (0, int((live >= 100).sum()), int((live < 100).sum()), 0)
+        assert found.rows == len(some)
+        assert found.own == pytest.approx(own[some].sum(), rel=1e-5)
+        expected = [0, errors[1][some].sum(), errors[2][some].sum(), 0]
+        assert found.errors == pytest.approx(expected, rel=1e-5)
 
 
 def test_searches_see_each_key_once_while_it_is_replaced():
@@ -842,6 +881,7 @@ def test_arguments_are_checked():
         lambda: core.upsert([b"k"], [b""], x[:1], one + np.uint64(4)),
         lambda: core.upsert([b"k"], [b""], x[:1], one + np.uint64(1 << 32)),
         lambda: core.reencode(0, 0),
+        lambda: core.survey(0, 0, 1, 4, np.zeros((4, 16), np.float32)),
     ):
         with pytest.raises(ValueError, match=r"range|shape"):
             bad()
