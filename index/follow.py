@@ -1,8 +1,8 @@
 """Following the data: when floats become codes, when a new frame opens, when slabs are encoded anew.
 
 Writers only report what they wrote; every decision is taken and carried out by `step`, in the thread that
-does the upkeep: frames change in one place. Four are alive at most: when a fifth is wanted, the one whose
-rows lose least by it goes.
+does the upkeep: frames change in one place. Three settle, and the fourth lane is kept free for what comes
+next: a frame that takes it opens at once, and the one whose rows lose least by it goes afterwards.
 """
 
 import threading
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import CorruptIndex, InvalidInput
+from ..errors import InvalidInput
 from ..native import FRAMES, Core
 from .choose import explained, frame_chosen
 from .decide import Action, decide
@@ -27,7 +27,7 @@ from .events import (
     ReencodeResumed,
 )
 from .frames import Frame, Frames
-from .reencode import Progress, Reencoder
+from .reencode import FORCED, Progress, Reencoder
 from .tile import TileParameters
 
 __all__ = ["Follower"]
@@ -65,8 +65,6 @@ class Follower:
         self._look_at = compress_after or FEWEST_ROWS  # rows at which compressing is considered next
         self._lock = threading.Lock()  # the monitor's: writers update it, upkeep fits from it
         self._drifted = False
-        self._coming: TileParameters | None = None  # opens as soon as a lane is free
-        self._gain = 1.0  # expected of it
         # What is wanted by hand: set by any thread, acted upon by the next step.
         self._asked: float | None = None  # a re-encode of what gains so much
         self._cancelled = False
@@ -127,6 +125,8 @@ class Follower:
     def cancel(self) -> None:
         self._cancelled = self.waiting
         self._asked = None
+        if self._frames.full:  # what waits for a lane is not to get one
+            self._drifted = False
         self._paused = False
         self.changes += 1
 
@@ -139,7 +139,7 @@ class Follower:
 
     @property
     def _deciding(self) -> bool:
-        return self._drifted or self._asked is not None or self._coming is not None
+        return self._drifted or self._asked is not None
 
     @property
     def waiting(self) -> bool:
@@ -150,24 +150,19 @@ class Follower:
     def _due(self) -> bool:
         """Whether a step has something to do. While paused new vectors may still get a frame of their own."""
         if self._paused:
-            return self._cancelled or (self._drifted and self._coming is None)
+            return self._cancelled or (self._drifted and not self._frames.full)
         return self._cancelled or self.waiting
 
     def step(self) -> bool:
         """One bounded step; True while more can be done."""
         self.changes += self._due
         if self._cancelled:
-            self._coming = None  # no frame leaves for it any more
             self._reencoder.end("cancelled by hand")
             self._cancelled = False
         write = self._frames.write.parameters
         if write is None:
             self._drifted = False
             self._maybe_compress()
-        elif self._coming is not None:
-            if not self._frames.full:
-                self._use(self._frames.open(self._coming), "drift", self._gain)
-                self._coming = None
         elif self._asked is not None:
             least, self._drifted = self._asked, False
             if not self._follow(write, "asked for by hand", least):
@@ -216,34 +211,38 @@ class Follower:
         if they gain `least`; then slabs are to move."""
         with self._lock:
             fitted, recent = self._monitor.fit(), self._monitor.recent(JUDGED)
-        alive = {frame: expected_gain(now, parameters, recent) for frame, parameters in self._frames.tiles}
+        staying = [tile for tile in self._frames.tiles if tile[0] is not self._reencoder.leaving]
+        alive = {frame: expected_gain(now, parameters, recent) for frame, parameters in staying}
         best = max(alive, key=alive.__getitem__)
         gain = expected_gain(now, fitted, recent)
         if max(gain, alive[best]) < least:
             return self._decline("the code still fits what comes in now", gain, least)
         if gain <= alive[best] * AS_GOOD and best is not self._frames.write:
             return self._use(best, "an earlier frame fits again", alive[best], least)
-        if not self._frames.full:
-            return self._use(self._frames.open(fitted), reason, gain, least)
-        return self._make_room(now, fitted, recent, least)
-
-    def _make_room(self, now: TileParameters, fitted: TileParameters, recent: Vectors, least: float) -> bool:
-        """All four frames are alive: one of them goes, if what takes its place is worth it."""
-        choice = self._reencoder.give_up(fitted, recent)
-        gain = 1.0 if choice is None else expected_gain(now, choice[1], recent)
-        if choice is None or gain < least:
-            why = "four frames are alive, and none can make room for one that is better"
-            return self._decline(why, gain, least)
-        leaving, self._coming = choice
-        self._gain = gain
-        self._reencoder.start("a frame makes room for a new one", leaving, least)
-        return True
+        leaving: Frame | None = None
+        if self._frames.free <= 1 and (choice := self._reencoder.give_up(fitted, recent)):
+            leaving, fitted = choice
+            gain = expected_gain(now, fitted, recent)
+        if gain < least or (self._frames.full and leaving is None):
+            return self._decline("no frame can make room for one that is better", gain, least)
+        if self._frames.full:  # nothing left for the last one that came: it was cancelled
+            self._drifted = True  # decided again once there is room
+            self._reencoder.start("a frame makes room for a new one", leaving, FORCED)
+            return True
+        return self._use(self._frames.open(fitted), reason, gain, least, leaving)
 
     def _decline(self, reason: str, gain: float, least: float) -> bool:
         self._emit(ReencodeDeclined(reason=reason, slabs=0, rows=0, expected_gain=gain, threshold=least))
         return False
 
-    def _use(self, frame: Frame, reason: str, gain: float | None, least: float | None = None) -> bool:
+    def _use(
+        self,
+        frame: Frame,
+        reason: str,
+        gain: float | None,
+        least: float | None = None,
+        leaving: Frame | None = None,
+    ) -> bool:
         assert frame.parameters is not None, "vectors are never written in floats again"
         self._frames.write_in(frame)
         rows = frame.parameters.rows
@@ -256,22 +255,22 @@ class Follower:
             self._emit(
                 ReencodeDeclined(reason=held, slabs=slabs, rows=live, expected_gain=None, threshold=threshold)
             )
+            if leaving is not None:
+                self._reencoder.start(reason, leaving, FORCED)
             return False
-        self._move(reason, least)
+        self._move(reason, least, leaving)
         return True
 
-    def _move(self, reason: str, least: float | None) -> None:
+    def _move(self, reason: str, least: float | None, leaving: Frame | None = None) -> None:
         self._held_back = ""
-        self._reencoder.start(reason, min_gain=least)
+        self._reencoder.start(reason, leaving, least)
 
     # ---- as part of a cut
 
     def state(self) -> dict[str, Any]:
         """For `resume`: monitor (index/drift.py), drifted, look_at, paused, asked (a gain or nil), reencode
-        (index/reencode.py, nil while none is under way), and the frame that waits for a lane: coming (tile
-        parameters or nil) and its gain."""
+        (index/reencode.py, nil while none is under way)."""
         over = self._cancelled  # by a step that has yet to come
-        coming = None if self._coming is None or over else self._coming.to_bytes()
         with self._lock:
             return {
                 "monitor": self._monitor.state(),
@@ -279,8 +278,6 @@ class Follower:
                 "look_at": self._look_at,
                 "asked": self._asked,
                 "paused": self._paused,
-                "coming": coming,
-                "gain": self._gain,
                 "reencode": None if over else self._reencoder.state(),
             }
 
@@ -295,11 +292,8 @@ class Follower:
             return
         self._paused = bool(state["paused"])
         self._asked = None if state["asked"] is None else float(state["asked"])
-        self._gain = float(state["gain"])
-        if state["coming"] is not None:
-            self._coming = TileParameters.from_bytes(state["coming"])
-            if self._coming.dim != self._core.dim:
-                raise CorruptIndex(f"a frame of {self._coming.dim} dimensions waits to open")
+        # the second form also held parameters that waited for a lane: they are fitted anew once one is free
+        self._drifted |= state.get("coming") is not None
         if state["reencode"] is not None:
             self._reencoder.resume(state["reencode"])
 

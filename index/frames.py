@@ -60,8 +60,13 @@ class Frames:
         return tables
 
     @property
+    def free(self) -> int:
+        """Lanes in which a frame can open."""
+        return FRAMES - len(self._alive)
+
+    @property
     def full(self) -> bool:
-        return len(self._alive) == FRAMES
+        return not self.free
 
     def at(self, lane: int) -> Frame:
         return self._alive[lane]

@@ -29,10 +29,11 @@ from .events import (
 from .frames import Frame, Frames
 from .tile import TileParameters
 
-__all__ = ["Progress", "Reencoder", "mixture"]
+__all__ = ["FORCED", "Progress", "Reencoder", "mixture"]
 
 SAMPLE = 256  # rows of a slab that are measured: its gain is known to a few percent
 BUSY_S = 1e-3  # between looks whether searches still read what the last move replaced
+FORCED = math.inf  # least gain with which only slabs of the frame that goes move
 LEARNT = 32  # slabs that are learnt from once all have moved: codes of two frames side by side mislead
 PROGRESS_STEPS = 10  # progress events of one re-encode
 
@@ -131,6 +132,11 @@ class Reencoder:
         return self._surveyed < self._end or self._done < self._total or bool(self._learning)
 
     @property
+    def leaving(self) -> Frame | None:
+        """The frame whose slabs all move to others."""
+        return self._leaving if self.waiting else None
+
+    @property
     def possible(self) -> bool:
         """Whether there are raw vectors to encode anew."""
         return self._read is not None
@@ -161,9 +167,11 @@ class Reencoder:
         share = len(self._core) / FRAMES  # rows that the newest world is taken to come to
         choices: list[tuple[float, Frame, TileParameters]] = []
         for frame, own in self._frames.tiles:
-            rows = self._sample_of(frame)
-            if frame is self._frames.write or not len(rows):
+            if frame is self._frames.write:
                 continue
+            rows = self._sample_of(frame)
+            if not len(rows):  # all deleted: nothing is lost
+                return frame, fitted
             x = fitted.rotated(self._read(rows))
             stay = [parameters for other, parameters in self._frames.tiles if other is not frame]
             both = mixture([(x, self._frames.rows(frame)), (rotated, share)], fitted)
@@ -186,7 +194,9 @@ class Reencoder:
 
     def start(self, reason: str, leaving: Frame | None = None, min_gain: float | None = None) -> None:
         """Survey all slabs, then move those that gain `min_gain` (default: the index's); with `leaving`, also
-        all that hold rows of that frame. What is under way ends: the new survey sees what it saw."""
+        all that hold rows of that frame. What is under way ends: the new survey sees what it saw, and the
+        frame that was leaving still does."""
+        leaving = leaving or self.leaving
         self.end(f"another takes its place ({reason})")
         self._surveyed, self._end = 0, self._core.slabs
         self._leaving = leaving
@@ -245,8 +255,8 @@ class Reencoder:
         # an empty block of floats goes too: what is written there next should be codes;
         # dead slots count: a frame cannot close while one is coded in it
         forced = info.is_float or (self._leaving is not None and info.rows[self._leaving.lane] > 0)
-        if self._leaving is not None and not forced:
-            return  # a frame opens as soon as this one is gone, and with it all are surveyed
+        if self._least == FORCED and not forced:
+            return
         found = self._measure(slab, info.live, 0)
         live = sum(found.live)
         if not found.rows:
@@ -263,7 +273,7 @@ class Reencoder:
         (self._moves if forced or move.gain >= self._least else self._declined).append(move)
 
     def _decide(self) -> None:
-        self._moves.sort(key=lambda move: (not move.forced, -move.gain))
+        self._moves.sort(key=lambda move: -move.gain)
         self._done, self._total = 0, len(self._moves)
         self._before = self._after = 0.0
         self._rows = 0

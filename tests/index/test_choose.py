@@ -2,6 +2,7 @@
 partitions."""
 
 import math
+from contextlib import suppress
 from pathlib import Path
 
 import msgpack
@@ -254,7 +255,8 @@ def test_hostile_encoders(data: st.DataObject) -> None:
     except CorruptIndex:
         return
     encoder.update(whole(50, encoder.dim, 9))
-    encoder.fit()
+    with suppress(InvalidInput):  # no lattice has so few levels
+        encoder.fit()
 
 
 @pytest.mark.parametrize("arguments", ARGUMENTS[:3])

@@ -312,7 +312,7 @@ def test_a_world_that_returns_uses_its_frame_again(two_worlds: np.ndarray):
 
 
 def test_more_worlds_than_frames():
-    """Six worlds in a row: never more than four frames, the emptiest makes room, and every row is found."""
+    """Six worlds in a row: never more than four frames, one goes for each new one, and every row is found."""
     index = OnlineIndex(DIM, drift=DriftSettings(window_rows=256))
     worlds = [gaussian(3000, 20 + w) * 4.0**w + w for w in range(6)]
     most = 0
@@ -527,7 +527,7 @@ def test_without_raw_vectors_a_fifth_world_is_declined():
     settle(index)
     index.check()
     declined = [event for event in index.take_events() if isinstance(event, ReencodeDeclined)]
-    assert any("four frames are alive" in event.reason for event in declined)
+    assert any("no frame can make room" in event.reason for event in declined)
 
 
 @pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
