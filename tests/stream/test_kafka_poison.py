@@ -1,6 +1,7 @@
 """Records on Kafka that clients cannot write and aiokafka cannot read: header names that are not UTF-8."""
 
 import asyncio
+import gzip
 import time
 import uuid
 from pathlib import Path
@@ -24,10 +25,13 @@ pytestmark = pytest.mark.kafka
 DIM = 4
 DEADLINE_S = 30.0
 STAND_IN, NAME = b"~~~~", b"\xff\xfe\xc3("
-CRC_AT = 17
+LENGTH_AT, CRC_AT, ATTRIBUTES_AT, RECORDS_AT = 8, 17, 21, 61  # bytes of a batch
+GZIP = 1
 
 
-async def append_poisoned(kafka: KafkaBroker, drafts: list[Draft], partition: int) -> None:
+async def append_poisoned(
+    kafka: KafkaBroker, drafts: list[Draft], partition: int, *, packed: bool = False
+) -> None:
     """Write drafts as one batch in which every header named ~~~~ has a name that is not UTF-8."""
     builder: Any = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 1 << 24)
     for offset, draft in enumerate(drafts):
@@ -35,6 +39,10 @@ async def append_poisoned(kafka: KafkaBroker, drafts: list[Draft], partition: in
     batch = bytearray(builder.build())
     assert STAND_IN in batch
     batch = batch.replace(STAND_IN, NAME)
+    if packed:
+        batch = batch[:RECORDS_AT] + gzip.compress(batch[RECORDS_AT:])
+        batch[LENGTH_AT : LENGTH_AT + 4] = (len(batch) - LENGTH_AT - 4).to_bytes(4)
+        batch[ATTRIBUTES_AT : ATTRIBUTES_AT + 2] = GZIP.to_bytes(2)
     batch[CRC_AT : CRC_AT + 4] = calc_crc32c(bytes(batch[CRC_AT + 4 :])).to_bytes(4)
     client = KafkaClient(kafka.bootstrap, DEADLINE_S, connection_settings(kafka.bootstrap))
     await client.connect()
@@ -67,8 +75,8 @@ async def read_both(log: Log, topic: str, most: int) -> list[Record]:
     return records
 
 
-@pytest.mark.parametrize("most", [1000, 3])
-async def test_nothing_is_lost_around_it(kafka: KafkaBroker, most: int) -> None:
+@pytest.mark.parametrize(("most", "packed"), [(1000, False), (3, False), (3, True)])
+async def test_nothing_is_lost_around_it(kafka: KafkaBroker, most: int, packed: bool) -> None:
     """Good records before and behind it in its batch, in other batches and other partitions: each once, in
     order; the bad one with its bytes."""
     topic = f"poison-{uuid.uuid4().hex[:8]}"
@@ -80,7 +88,7 @@ async def test_nothing_is_lost_around_it(kafka: KafkaBroker, most: int) -> None:
         batch = [Draft(topic, b"k", b"in %d" % row) for row in range(10)]
         batch[4] = poisoned(topic, b"bad", b"poison")
         batch[7] = poisoned(topic, b"bad", b"more")
-        await append_poisoned(kafka, batch, 0)
+        await append_poisoned(kafka, batch, 0, packed=packed)
         await log.append([Draft(topic, b"k", b"behind", partition=0), *other[10:]])
         records = await read_both(log, topic, most)
         bad = await log.record_at(topic, 0, 5)

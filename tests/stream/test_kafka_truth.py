@@ -8,8 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka import errors
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
-from driftline.stream.log import Draft, Log, open_log
+from aiokafka.protocol.admin import DescribeConfigsRequest
+from driftline.stream.config import Settings
+from driftline.stream.kafka_client import KafkaClient
+from driftline.stream.log import Draft, Log, Record, open_log
+from driftline.stream.topics import check_retention
 
 from ..kafka.broker import KafkaBroker
 from .running import Place, bare, eventually, fold, gaussian, read_all, until
@@ -141,6 +146,53 @@ async def test_partitions_that_are_added(log: Log, admin: Any, place: Place) -> 
             await admin.create_partitions({place.vectors: NewPartitions(3)})
             place.service.start()
             assert [event["now"] for event in place.service.events("topic.partitions_changed")] == [2, 3]
+
+
+async def test_letters_of_old_records(kafka: KafkaBroker, log: Log, place: Place) -> None:
+    """A dead-letter topic that takes no record dated long ago takes the letter of one; its time is kept."""
+    await asyncio.to_thread(
+        kafka.create_topic, place.letters, config=["message.timestamp.before.max.ms=60000"]
+    )
+    long_ago = 1_600_000_000_000
+    with place.service.start():
+        await log.append([Draft(place.vectors, b"bad", b"no vector", timestamp_ms=long_ago)])
+        (letter,) = await eventually_letters(log, place, 1)
+        assert dict(letter.headers)["driftline-timestamp-ms"] == b"%d" % long_ago
+        assert letter.timestamp_ms > long_ago
+        assert not place.service.events("outbox.refused")
+        assert place.service.stop() == 0
+
+
+async def eventually_letters(log: Log, place: Place, count: int) -> list[Record]:
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            letters = await read_all(log, place.letters)
+            if len(letters) >= count:
+                return letters
+
+
+async def test_a_topic_whose_settings_may_not_be_read(
+    log: Log, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the right to DescribeConfigs a topic is what Kafka's defaults are, and its policy unknown."""
+    await log.create_topic(place.vectors, compacted=True)
+    send = KafkaClient.send
+
+    async def forbidden(self: KafkaClient, request: Any, *arguments: Any, **named: Any) -> Any:
+        response = await send(self, request, *arguments, **named)
+        if isinstance(request, DescribeConfigsRequest):
+            (_, _, kind, name, _), *_ = response.resources
+            denied = errors.TopicAuthorizationFailedError.errno
+            response.resources = [(denied, "denied", kind, name, [])]
+        return response
+
+    monkeypatch.setattr(KafkaClient, "send", forbidden)
+    described = await log.describe(place.vectors, max_age_s=0.0)
+    assert (described.cleanup, described.partitions) == (None, (0,))
+    assert (described.max_record_bytes, described.tombstones_ms) == (1_048_588, 86_400_000)
+    assert described.compacted
+    await log.append([Draft(place.vectors, b"k", b"v")])
+    check_retention(described, Settings())
 
 
 async def test_a_topic_that_deletes_by_age(kafka: KafkaBroker, place: Place) -> None:
