@@ -85,7 +85,7 @@ def single_node_properties(client_port: int, controller_port: int) -> dict[str, 
     }
 
 
-def run_tool(main_class: str, *arguments: str, timeout_s: float = 60.0, stdin: str = "") -> str:
+def run_tool(main_class: str, *arguments: str, timeout_s: float = 120.0, stdin: str = "") -> str:
     """Run one of Kafka's own tools by its main class; what it printed on standard output.
 
     Raises KafkaFailed when it exits with an error or does not end in time.
@@ -219,7 +219,7 @@ class KafkaBroker:
             log.seek(since)
             return log.read().decode(errors="replace")
 
-    def tool(self, main_class: str, *arguments: str, timeout_s: float = 60.0, stdin: str = "") -> str:
+    def tool(self, main_class: str, *arguments: str, timeout_s: float = 120.0, stdin: str = "") -> str:
         """Run a tool against this broker: `tool("org.apache.kafka.tools.TopicCommand", "--list")`."""
         return run_tool(
             main_class, "--bootstrap-server", self.bootstrap, *arguments, timeout_s=timeout_s, stdin=stdin
