@@ -2,7 +2,7 @@
 
 A reply topic is another program's word. It is looked up in metadata, within a second, and remembered for a
 second when it is missing, so that a client that asks for a wrong one costs the broker little and other
-clients nothing.
+clients nothing. One that was found before and cannot be looked up just now is taken to be there still.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ __all__ = ["ReplySender"]
 
 LOOKUP_S = 1.0
 MISSING_S = 1.0
-MISSING_MAX = 1000  # topics remembered as missing
+REMEMBERED = 1000  # topics, as missing and as found
 
 
 class ReplySender:
@@ -35,6 +35,7 @@ class ReplySender:
         self._counters = counters
         self._logger = logger
         self._missing: dict[str, tuple[float, str]] = {}  # topic -> until when, why
+        self._found: dict[str, Topic] = {}  # as last looked up
 
     async def send(self, request: Record, route: ReplyRoute, value: bytes, form: Form) -> None:
         """Send a reply along a route. Raises LogError when the log will not take it."""
@@ -72,21 +73,24 @@ class ReplySender:
         until, why = self._missing.get(route.topic, (0.0, ""))
         if now < until:
             return why
+        found: Topic | str
         try:
             async with asyncio.timeout(LOOKUP_S):
-                topic = await self._log.describe(route.topic)
+                found = await self._log.describe(route.topic)
+            if len(self._found) >= REMEMBERED:
+                self._found.clear()
+            self._found[route.topic] = found
         except TopicNotFound:
-            why = f"reply topic {route.topic} does not exist"
+            found = f"reply topic {route.topic} does not exist"
         except (TimeoutError, LogError) as error:
             cause = str(error) or "no answer within a second"
-            why = f"reply topic {route.topic} could not be looked up: {cause}"
-        else:
-            if route.partition is None or route.partition in topic.partitions:
-                return topic
+            found = self._found.get(route.topic, f"reply topic {route.topic} could not be looked up: {cause}")
+        if isinstance(found, str):
+            if len(self._missing) >= REMEMBERED:
+                self._missing.clear()
+            self._missing[route.topic] = (now + MISSING_S, found)
+        elif route.partition is not None and route.partition not in found.partitions:
             return (
-                f"reply topic {route.topic} has no partition {route.partition}, only {len(topic.partitions)}"
+                f"reply topic {route.topic} has no partition {route.partition}, only {len(found.partitions)}"
             )
-        if len(self._missing) >= MISSING_MAX:
-            self._missing.clear()
-        self._missing[route.topic] = (now + MISSING_S, why)
-        return why
+        return found

@@ -21,7 +21,7 @@ CLUSTER_ID = "ZHJpZnRsaW5lLXRlc3RzLQ"  # 16 bytes in base64; fixed, so that a re
 # Start-up matters more here than peak speed: the first compiler only, and no collector threads.
 FAST_START = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto")
 READY = re.compile(r"KafkaRaftServer.*Kafka Server started")
-START_S = 60.0
+START_S = 120.0  # three at once on a busy machine
 STOP_S = 30.0
 
 
@@ -85,7 +85,7 @@ def single_node_properties(client_port: int, controller_port: int) -> dict[str, 
     }
 
 
-def run_tool(main_class: str, *arguments: str, timeout_s: float = 60.0, stdin: str = "") -> str:
+def run_tool(main_class: str, *arguments: str, timeout_s: float = 120.0, stdin: str = "") -> str:
     """Run one of Kafka's own tools by its main class; what it printed on standard output.
 
     Raises KafkaFailed when it exits with an error or does not end in time.
@@ -226,7 +226,7 @@ class KafkaBroker:
             log.seek(since)
             return log.read().decode(errors="replace")
 
-    def tool(self, main_class: str, *arguments: str, timeout_s: float = 60.0, stdin: str = "") -> str:
+    def tool(self, main_class: str, *arguments: str, timeout_s: float = 120.0, stdin: str = "") -> str:
         """Run a tool against this broker: `tool("org.apache.kafka.tools.TopicCommand", "--list")`."""
         return run_tool(
             main_class, "--bootstrap-server", self.bootstrap, *arguments, timeout_s=timeout_s, stdin=stdin

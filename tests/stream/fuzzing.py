@@ -23,7 +23,7 @@ from driftline.snapshots.store import SnapshotStore
 from driftline.stream.log import Draft, Headers, Log, Reader, Record
 from driftline.stream.messages import CODES, ReplyRoute, correlation_of, route_headers
 
-from .running import Place, eventually, reasons
+from .running import Place, eventually, read_all, reasons
 
 __all__ = ["SETTINGS", "Tally", "fuzz_records", "fuzz_requests", "kept"]
 
@@ -295,11 +295,20 @@ async def fuzz_requests(log: Log, place: Place, count: int, seed: int, tell: Tel
     assert status is not None
     if "internal_error" in status["failed"]:
         tally.wrong.append(f"{status['failed']['internal_error']} internal errors")
-    unanswered = awaited - replied.keys()
+    unanswered = awaited - replied.keys() - await refused(log, place)
     twice = [correlation for correlation in awaited if replied[correlation] > 1]
     if len(unanswered) > tally.expired or twice:
         tally.wrong.append(f"{len(unanswered)} without a reply, {tally.expired} expired, {len(twice)} twice")
     return tally
+
+
+async def refused(log: Log, place: Place) -> set[bytes]:
+    """Correlation ids of the requests that have a dead letter: of a broker too slow to say where to reply."""
+    return {
+        correlation_of(letter) or b""
+        for letter in await read_all(log, place.letters)
+        if reasons(letter)["topic"] == place.search
+    }
 
 
 def handled(place: Place) -> dict[str, int]:
