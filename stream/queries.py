@@ -188,9 +188,9 @@ class Queries:
             return None
         request = _usable(request)
         try:
-            left_s = (expires_ms - now_ms) / 1000
-            async with asyncio.timeout(left_s):
-                await self._covered(request.after, record_bytes(record), left_s)
+            deadline = asyncio.get_running_loop().time() + (expires_ms - now_ms) / 1000
+            await self._covered(request.after, record_bytes(record), deadline)
+            async with asyncio.timeout_at(deadline):
                 await self._threads.acquire()
         except TimeoutError:
             return None
@@ -224,11 +224,11 @@ class Queries:
             max_ef=search.ef_max,
         )
 
-    async def _covered(self, after: Offsets, size: int, left_s: float) -> None:
+    async def _covered(self, after: Offsets, size: int, deadline: float) -> None:
         """Return when all of `after` that is read here is applied.
 
-        Raises Refused where that will never be, where too many wait already, and, shortly before the time
-        that is left is over, where the log does not reach so far.
+        Raises Refused where that will never be, where too many wait already, and, shortly before the
+        deadline, where the log does not reach so far; TimeoutError at the deadline (by the loop's clock).
         """
         if not after:
             return
@@ -238,12 +238,14 @@ class Queries:
             return
         if not self._parked.try_enter(size):
             raise Refused("too_busy", f"{self._parked.items} requests wait for offsets already: ask later")
+        left_s = deadline - asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(left_s - min(NOTICE_S, NOTICE_SHARE * left_s)):
                 await self._applied.reach(own)
         except TimeoutError:
-            await self._known(own)
-            await self._applied.reach(own)
+            await self._known(own)  # if it comes late all the same, it still says what was wrong
+            async with asyncio.timeout_at(deadline):
+                await self._applied.reach(own)
         finally:
             self._parked.leave(size)
 
