@@ -29,6 +29,7 @@ __all__ = ["Changes", "PendingSnapshot", "Shard"]
 
 Result = TypeVar("Result")
 
+LATE_MS = 120_000  # a producer gives a record up after so long (delivery.timeout.ms): none comes later
 OTHER_THREADS = 5  # decoding, upkeep, the canary, a snapshot, a status
 SHAPE = ("m", "ef_construction", "route_bits", "seed", "compress_after")  # settings that an index keeps
 
@@ -39,6 +40,7 @@ class Changes:
 
     upserted: int  # rows that are new or different
     deleted: int  # keys that were live
+    contested: int  # records whose key another partition's record held
     events: tuple[Event, ...]  # of the index: drift, re-encodes
 
 
@@ -71,6 +73,8 @@ class Shard:
         }  # what the index was made with
         self.index: OnlineIndex | None = None
         self.dim: int | None = None
+        self.caught_up_ms = 0  # records that are not applied yet were made then, or later
+        self._newest_ms: dict[int, int] = {}  # highest timestamp applied, by partition; the writer thread's
         self.model: str | None = settings.index.embedding_model
 
     @classmethod
@@ -184,6 +188,7 @@ class Shard:
             raw=self._store.open_raw(dim),
             compress_after=index.compress_after,
             drift=self._drift,
+            sources=True,
         )
         self.dim = dim
 
@@ -230,19 +235,33 @@ class Shard:
         )
 
     def _apply(self, batch: VectorBatch | None, positions: Mapping[int, int], records: int) -> Changes:
-        upserted = deleted = 0
+        upserted = deleted = contested = 0
         events: tuple[Event, ...] = ()
-        if batch is not None and self.index is not None:
+        index = self.index
+        if batch is not None and index is not None:
+            contested = -index.contested
             if batch.keys:
-                upserted = self.index.upsert(
-                    batch.keys, batch.vectors, batch.attributes, now_ms=batch.time_ms
+                upserted = index.upsert(
+                    batch.keys, batch.vectors, batch.attributes, now_ms=batch.time_ms, sources=batch.sources
                 )
             if batch.deleted:
-                deleted = self.index.delete(batch.deleted)
-            events = tuple(self.index.take_events())
+                several = len(positions) > 1
+                deleted = index.delete(batch.deleted, batch.deleted_sources, remember=several)
+            self._forget_deletes(index, batch.newest_ms, positions)
+            contested += index.contested
+            events = tuple(index.take_events())
         self._offsets.update(positions)
         self._records += records
-        return Changes(upserted, deleted, events)
+        return Changes(upserted, deleted, contested, events)
+
+    def _forget_deletes(
+        self, index: OnlineIndex, newest_ms: Mapping[int, int], positions: Mapping[int, int]
+    ) -> None:
+        """Those that every partition has been read beyond."""
+        known = self._newest_ms
+        known |= {p: max(time_ms, known.get(p, 0)) for p, time_ms in newest_ms.items()}
+        read = min(max(known.get(partition, 0), self.caught_up_ms) for partition in positions)
+        index.forget_deletes(read - LATE_MS)
 
     def _cut(self) -> PendingSnapshot | None:
         if self.index is None:
