@@ -5,6 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import CorruptIndex, InvalidInput
 from ..native import NO_ROW, Answers, Core, PackedAnswers, side_by_side
+from .batch import Batch, turns
 from .bitset import Bitset
 from .budget import Budget
 from .cut import Chunk, Cut
@@ -25,10 +27,12 @@ from .follow import Follower
 from .frames import Frames
 from .hits import FrameRows, Hits, Row, Stats, Witnessed
 from .keys import Key, Keys
+from .origins import Origins
 from .packing import message, message_of
 from .payloads import Attribute, pack_items
 from .raw import MemoryRawVectors, RawVectors, RowIds, segments_of
 from .reencode import Progress, Reencoder
+from .sources import Sources
 from .tile import TileParameters
 
 __all__ = ["OnlineIndex"]
@@ -49,6 +53,11 @@ def _few(k: int) -> int:
     return k + k // 2 + 5
 
 
+def _taken(keys: list[bytes], places: NDArray[np.intp]) -> list[bytes]:
+    chosen: list[int] = places.tolist()
+    return [keys[place] for place in chosen]
+
+
 class OnlineIndex:
     """Approximate nearest neighbours over a changing set of vectors (HNSW, arXiv 1603.09320, over tile
     codes).
@@ -61,7 +70,7 @@ class OnlineIndex:
         never
             made anew once they are made.
         compress_after: rows after which vectors are held as codes instead of floats; None decides from the
-        data. drift: how drift is watched for.
+        data. drift: how drift is watched for. sources: keep where each row comes from, 16 bytes a row.
 
     Any thread may call any method. Searches never wait for writers; writers queue. `maintain` does the work
     that was put off.
@@ -79,6 +88,7 @@ class OnlineIndex:
         raw: RawVectors | Literal["memory"] | None = "memory",
         compress_after: int | None = None,
         drift: DriftSettings | None = None,
+        sources: bool = False,
     ) -> None:
         if metric not in ("l2", "ip", "cosine"):
             raise InvalidInput(f"metric must be l2, ip or cosine, not {metric!r}")
@@ -95,7 +105,8 @@ class OnlineIndex:
         self._shape = (dim, metric, m, ef_construction, seed, route_bits)
         self._compress_after = compress_after
         self._raw = MemoryRawVectors(dim) if raw == "memory" else raw
-        core = Core(dim, metric, m, ef_construction, route_bits, seed, rotation_seed=seed)
+        self._sources = sources
+        core = Core(dim, metric, m, ef_construction, route_bits, seed, rotation_seed=seed, sources=sources)
         self._assemble(core, Frames(core), DriftMonitor(dim, drift, rotation_seed=seed), Keys())
 
     def _assemble(self, core: Core, frames: Frames, monitor: DriftMonitor, keys: Keys) -> None:
@@ -105,6 +116,7 @@ class OnlineIndex:
         self._events: deque[Event] = deque(maxlen=EVENTS)
         self._attached: set[int] = set()
         self._digest = 0  # where the raw vectors keep hashes
+        self._origins = Origins(core) if self._sources else None
         self._writing = threading.RLock()  # upserts, deletes, cuts: the statistics and the raw rows
         self._upkeep = threading.Lock()  # maintain: holds raw segments still while they are read
         self._repairing = False
@@ -123,6 +135,7 @@ class OnlineIndex:
         attributes: Sequence[bytes | Mapping[str, Attribute] | None] | None = None,
         threads: int = 1,
         now_ms: int | None = None,
+        sources: Sources | None = None,
     ) -> int:
         """Insert or replace; how many rows were new or different.
 
@@ -131,7 +144,9 @@ class OnlineIndex:
         scalars, which come back as msgpack; what filters see in either stands in payloads.py. A key given
         twice: the last counts. For searches each key's change is one step. threads: that link them side by
         side; with more than one the graph depends on their timing. now_ms: when the rows came, in
-        milliseconds of a clock of your own, for drift windows that end with time.
+        milliseconds of a clock of your own, for drift windows that end with time. sources: uint64 [n, 2],
+        where each row comes from, in an index that keeps them: a row does not replace one that holds against
+        it (sources.py), and a key given twice is written twice.
 
         Raises InvalidInput (nothing is changed): shapes, NaN, infinite or huge components, a zero vector
         under cosine, bad keys, attributes of other types.
@@ -145,65 +160,114 @@ class OnlineIndex:
                 f"{len(keys)} keys, {len(x)} vectors{given}: there must be one of each per row"
             )
         with self._writing:
+            self._expect_sources(sources, len(x))
             encoded = self._keys.encode(keys, fix=True)
             payloads = [b""] * len(x) if attributes is None else pack_items(attributes)
-            last = {key: row for row, key in enumerate(encoded)}
-            if len(last) < len(encoded):
-                chosen = list(last.values())
-                encoded = list(last)
-                payloads = [payloads[row] for row in chosen]
-                x = x[chosen]
-            if self._raw is not None:
-                changed = np.flatnonzero(~self._core.unchanged(encoded, payloads, x))
-                if len(changed) < len(x):
-                    encoded = [encoded[row] for row in changed]
-                    payloads = [payloads[row] for row in changed]
-                    x = x[changed]
-            if not len(x):
-                return 0
-            hashes = self._hashes(encoded, payloads, x)
-            rows = self._append(x, hashes)
-            link = partial(self._link, encoded, payloads, x, rows, hashes, threads)
-            observe = partial(self._observe, x, rows, now_ms)
-            if threads == 1:
-                link()
-                observe()
-            else:
-                side_by_side(link, observe)
-            return len(x)
+            batch = Batch(encoded, payloads, x, sources)
+            if self._origins is None:
+                return self._write(batch.last(), threads, now_ms)
+            return sum(self._write(batch.only(part), threads, now_ms) for part in turns(encoded))
 
-    def delete(self, keys: Sequence[Key] | NDArray[Any]) -> int:
-        """Remove keys; how many were live. Searches that begin from now on do not see them."""
-        with self._writing:
-            encoded = self._keys.encode(keys)
-            replaced = np.full(len(encoded), NOT_WRITTEN, np.uint64)
-            try:
-                return self._core.delete(encoded, replaced)
-            finally:
-                self._account(None, replaced)
-
-    def _link(
+    def delete(
         self,
-        keys: list[bytes],
-        payloads: list[bytes],
-        x: Vectors,
-        rows: RowIds | None,
-        hashes: Hashes | None,
-        threads: int,
-    ) -> None:
-        replaced = np.full(len(x), NOT_WRITTEN, np.uint64)
+        keys: Sequence[Key] | NDArray[Any],
+        sources: Sources | None = None,
+        *,
+        remember: bool = False,
+    ) -> int:
+        """Remove keys; how many were live. Searches that begin from now on do not see them.
+
+        sources: as for `upsert`. remember: that they are deleted, since another partition may hold an older
+        row of theirs, until `forget_deletes`.
+        """
+        with self._writing:
+            self._expect_sources(sources, len(keys))
+            encoded = self._keys.encode(keys)
+            if self._origins is None or sources is None:
+                return self._remove(encoded)
+            deleted = 0
+            for part in turns(encoded):
+                asked = _taken(encoded, part)
+                rows, held = self._origins.holding(asked, sources[part])
+                gone = _taken(asked, rows)
+                deleted += self._remove(gone)
+                if remember:
+                    self._origins.tombstones.remember(gone, held)
+            return deleted
+
+    def forget_deletes(self, before_ms: int) -> None:
+        """Forget remembered deletes with an older timestamp: no partition will show an older row any more."""
+        if self._origins is not None:
+            with self._writing:
+                self._origins.tombstones.forget(before_ms)
+
+    @property
+    def contested(self) -> int:
+        """How many records, since the start, found their key held by another partition's."""
+        return 0 if self._origins is None else self._origins.contested
+
+    @property
+    def deletes_dropped(self) -> int:
+        """How many deletes, since the start, were forgotten too early: there were too many (origins.py)."""
+        return 0 if self._origins is None else self._origins.tombstones.dropped
+
+    def _expect_sources(self, sources: Sources | None, rows: int) -> None:
+        if sources is not None and self._origins is None:
+            raise InvalidInput("this index keeps no sources")
+        if self._origins is not None and (sources is None or sources.shape != (rows, 2)):
+            raise InvalidInput(f"this index keeps sources: {rows} rows need an array of shape [{rows}, 2]")
+
+    def _write(self, batch: Batch, threads: int, now_ms: int | None) -> int:
+        if self._origins is not None and batch.sources is not None:
+            rows, held = self._origins.holding(batch.keys, batch.sources)
+            batch = replace(batch.only(rows), sources=held)
+        if self._raw is not None:
+            same = self._core.unchanged(batch.keys, batch.payloads, batch.vectors)
+            if same.any():
+                refreshed = batch.only(np.flatnonzero(same))
+                if refreshed.sources is not None:
+                    self._core.set_sources(refreshed.keys, refreshed.sources)
+                batch = batch.only(np.flatnonzero(~same))
+        if not len(batch):
+            return 0
+        hashes = self._hashes(batch)
+        rows = self._append(batch.vectors, hashes)
+        link = partial(self._link, batch, rows, hashes, threads)
+        observe = partial(self._observe, batch.vectors, rows, now_ms)
+        if threads == 1:
+            link()
+            observe()
+        else:
+            side_by_side(link, observe)
+        if self._origins is not None:
+            self._origins.tombstones.discard(batch.keys)
+        return len(batch)
+
+    def _remove(self, keys: list[bytes]) -> int:
+        replaced = np.full(len(keys), NOT_WRITTEN, np.uint64)
+        try:
+            return self._core.delete(keys, replaced)
+        finally:
+            self._account(None, replaced)
+
+    def _link(self, batch: Batch, rows: RowIds | None, hashes: Hashes | None, threads: int) -> None:
+        replaced = np.full(len(batch), NOT_WRITTEN, np.uint64)
         count = WRITE_ROWS * threads
         try:
-            for start in range(0, len(x), count):
+            for start in range(0, len(batch), count):
                 span = slice(start, start + count)
-                part = keys[span], payloads[span]
-                more = x[span], None if rows is None else rows[span], threads, replaced[span]
+                part = batch.keys[span], batch.payloads[span]
+                ids = None if rows is None else rows[span]
+                sources = None if batch.sources is None else batch.sources[span]
+                more = batch.vectors[span], ids, threads, replaced[span], sources
                 self._filtering.write(*part, partial(self._core.upsert, *part, *more))
         finally:
             self._account(hashes, replaced)
 
-    def _hashes(self, keys: list[bytes], payloads: list[bytes], x: Vectors) -> Hashes | None:
-        return row_hashes(keys, payloads, x) if self._raw is not None and self._raw.hashed else None
+    def _hashes(self, batch: Batch) -> Hashes | None:
+        if self._raw is None or not self._raw.hashed:
+            return None
+        return row_hashes(batch.keys, batch.payloads, batch.vectors)
 
     def _account(self, hashes: Hashes | None, replaced: RowIds) -> None:
         """Move the digest on by what was written, also when not all of it could be."""
@@ -583,7 +647,8 @@ class OnlineIndex:
                 "dim": dim, "metric": metric, "m": m, "ef_construction": ef_construction, "seed": seed,
                 "route_bits": route_bits, "compress_after": self._compress_after, "keys": self._keys.kind,
                 "head": head, "frames": self._frames.state(), "follower": self._follower.state(),
-                "filtered": self._filtering.built,
+                "filtered": self._filtering.built, "sources": self._sources,
+                "tombstones": [] if self._origins is None else self._origins.tombstones.state(),
             }  # fmt: skip
             chunks = {f"{number:08d}": Chunk(version, data) for number, (version, data) in slabs.items()}
             segments = frozenset[int]() if self._raw is None else self._live_segments()
@@ -608,8 +673,9 @@ class OnlineIndex:
     ) -> "OnlineIndex":
         shape = (state["dim"], state["metric"], state["m"], state["ef_construction"])
         seed, route_bits = state["seed"], state["route_bits"]
-        index = cls(*shape, seed, route_bits=route_bits, raw=raw, compress_after=state["compress_after"])
-        core = Core(*shape, route_bits, seed, rotation_seed=seed)
+        after, sources = state["compress_after"], state["sources"]
+        index = cls(*shape, seed, route_bits=route_bits, raw=raw, compress_after=after, sources=sources)
+        core = Core(*shape, route_bits, seed, rotation_seed=seed, sources=sources)
         monitor = DriftMonitor.from_state(state["follower"]["monitor"], drift)
         index._assemble(core, Frames.restore(core, state["frames"]), monitor, Keys(state["keys"]))
         index._attach(sorted(cut.segments))
@@ -623,6 +689,8 @@ class OnlineIndex:
             if cut.digest not in (None, index._digest):
                 found, kept = digest_text(index._digest), digest_text(cut.digest)
                 raise CorruptIndex(f"the digest of the rows is {found}, that of the cut {kept}")
+        if index._origins is not None:
+            index._origins.tombstones.restore(state["tombstones"])
         index._follower.resume(state["follower"])
         if state["filtered"]:
             index._filtering.build()

@@ -111,9 +111,10 @@ class Core:
         route_bits: int | None,
         seed: int,
         rotation_seed: int,
+        sources: bool = False,
     ) -> None:
         shape = dim, METRICS[metric], m, ef_construction, route_bits or 0
-        config = ffi.new("dl_config *", (*shape, seed, rotation_seed))
+        config = ffi.new("dl_config *", (*shape, seed, rotation_seed, sources))
         out = ffi.new("dl_index **")
         checked(lib.dl_open(config, out))
         self.dim = dim
@@ -216,12 +217,14 @@ class Core:
         rows: NDArray[np.uint64] | None,
         threads: int = 1,
         replaced: NDArray[np.uint64] | None = None,
+        sources: NDArray[np.uint64] | None = None,
     ) -> NDArray[np.uint32]:
         """Insert or replace, in order; each key's change is one step for searches. An empty payload is
         none. The slots written to, uint32 [n].
 
         replaced: uint64 [n], filled with the row ids of the versions that ended, NO_ROW where there was none;
-        where an error came before a row, its item stays as it was.
+        where an error came before a row, its item stays as it was. sources: uint64 [n, 2] to keep, zeros if
+        None; only in an index that keeps them.
         """
         data, offsets = pack(keys)
         more, more_offsets = pack(payloads)
@@ -233,13 +236,25 @@ class Core:
         def write() -> None:
             code = lib.dl_upsert(
                 self._ix, len(keys), _bytes(data), _offsets(offsets), _bytes(more), _offsets(more_offsets),
-                pointer("float[]", vectors), _rows(rows),
+                pointer("float[]", vectors), _rows(rows), _rows(sources),
                 pointer("uint32_t[]", slots), _rows(replaced), first,
             )  # fmt: skip
             checked(code)
 
         side_by_side(*[write] * threads)
         return slots
+
+    def sources(self, keys: Sequence[bytes]) -> NDArray[np.uint64]:
+        """uint64 [n, 2]: what is kept of live keys, zeros for those that are not."""
+        data, offsets = pack(keys)
+        sources = np.empty((len(keys), 2), np.uint64)
+        checked(lib.dl_sources(self._ix, len(keys), _bytes(data), _offsets(offsets), _rows(sources)))
+        return sources
+
+    def set_sources(self, keys: Sequence[bytes], sources: NDArray[np.uint64]) -> None:
+        """Keep these uint64 [n, 2] of those keys that are live."""
+        data, offsets = pack(keys)
+        checked(lib.dl_set_sources(self._ix, len(keys), _bytes(data), _offsets(offsets), _rows(sources)))
 
     def delete(self, keys: Sequence[bytes], replaced: NDArray[np.uint64] | None = None) -> int:
         """How many of the keys were live; `replaced` as for `upsert`."""

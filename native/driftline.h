@@ -64,6 +64,7 @@ typedef struct {
     uint32_t route_bits;      /* of a code, by which the graph is walked: 3 or 5; 0: 5 where a row then fits a cache line, else 3 */
     uint64_t seed;            /* of the levels */
     uint64_t rotation_seed;   /* of the one rotation that rotated frames share */
+    uint32_t sources;         /* 1: each slot keeps a pair of words, the caller's; 0: no memory for them */
 } dl_config;
 
 /* The parameters of a tile frame, borrowed for the call. */
@@ -162,12 +163,15 @@ int dl_learn(dl_index *ix, uint32_t slab);
 /* ---- writing: key i is keys[key_offsets[i] .. key_offsets[i + 1]); payloads likewise, or NULL ---- */
 int dl_unchanged(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, const uint8_t *payloads,
                  const uint64_t *payload_offsets, const float *vectors, uint8_t *same);
-/* slots: [n] written to, or NULL. replaced: [n] the row ids of the versions that ended, UINT64_MAX where there was none, or NULL;
+/* sources: [n] pairs of words, where the index keeps them, or NULL: zeros. slots: [n] written to, or NULL. replaced: [n] the row ids of the versions that ended, UINT64_MAX where there was none, or NULL;
  * of an item that was not written it stays as it was. next: the first row to write, 0; threads that call it with the same `next`
  * share the rows, each taking the next one. NULL: all of them, in order. */
 int dl_upsert(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, const uint8_t *payloads,
-              const uint64_t *payload_offsets, const float *vectors, const uint64_t *rows, uint32_t *slots, uint64_t *replaced,
-              uint64_t *next);
+              const uint64_t *payload_offsets, const float *vectors, const uint64_t *rows, const uint64_t *sources,
+              uint32_t *slots, uint64_t *replaced, uint64_t *next);
+/* The pairs of live keys: read, zeros for a key that is not live; or set anew. DL_EINVAL where the index keeps none. */
+int dl_sources(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, uint64_t *sources);
+int dl_set_sources(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, const uint64_t *sources);
 int dl_delete(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, uint64_t *replaced, uint64_t *deleted);
 
 /* One bounded step of repair after deletes, or of evacuation. `eager` starts a round for any deleted node, not only when a share

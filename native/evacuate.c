@@ -146,6 +146,8 @@ static void carry_out(dl_index *ix, move m, uint64_t now)
     new->level[j] = old->level[i];
     atomic_store(&new->records[j], r);
     atomic_store(&new->row[j], atomic_load(&old->row[i]));
+    if (ix->config.sources)
+        memcpy(new->sources[j], old->sources[i], SOURCE_BYTES);
     copy_links(ix, m);
     put(&new->birth[j], (uint32_t)now);
     atomic_store_explicit(&head_of(ix, m.to)->flags, FRESH, memory_order_release);

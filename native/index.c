@@ -11,7 +11,7 @@ static uint32_t rounded(size_t bytes, uint32_t unit)
 int dl_open(const dl_config *config, dl_index **out)
 {
     if (config->dim < 1 || config->dim > DL_MAX_DIM || config->metric > DL_COSINE || config->m < 2 || config->m > 128 ||
-        config->ef_construction < 1 || config->ef_construction > 4096 ||
+        config->ef_construction < 1 || config->ef_construction > 4096 || config->sources > 1 ||
         (config->route_bits && config->route_bits != 3 && config->route_bits != 5))
         return DL_EINVAL;
     dl_index *ix = dl_zalloc(sizeof *ix);
@@ -133,6 +133,7 @@ typedef struct {
     size_t key_size, payload_size;
     const float *vector;
     uint64_t row;
+    const uint64_t *source;
     uint32_t hash;
     uint8_t level;
 } item;
@@ -200,6 +201,8 @@ static void commit(dl_index *ix, reader *r, uint32_t slot, const item *new, uint
     count_codes(ix, slot, 1, r->codes);
     queue_push(&ix->fresh, slot, now);
     map_set(ix, old, slot, new->hash);
+    if (ix->config.sources)
+        memcpy(slab_of(ix, slot)->sources[slot & SLAB_MASK], new->source, SOURCE_BYTES);
     *replaced = old == NONE ? NO_ROW : row_id(ix, old);
     if (old == NONE)
         atomic_fetch_add(&ix->live, 1);
@@ -319,14 +322,16 @@ bool all_directed(const dl_index *ix, const float *x, size_t n)
 }
 
 int dl_upsert(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, const uint8_t *payloads,
-              const uint64_t *payload_offsets, const float *vectors, const uint64_t *rows, uint32_t *slots, uint64_t *replaced,
-              uint64_t *next)
+              const uint64_t *payload_offsets, const float *vectors, const uint64_t *rows, const uint64_t *sources,
+              uint32_t *slots, uint64_t *replaced, uint64_t *next)
 {
+    static const uint64_t nowhere[2];
     size_t dim = ix->config.dim;
     uint64_t own = 0;
     if (!next)
         next = &own;
-    if (!sizes_fit(n, key_offsets, payloads ? payload_offsets : NULL) || !all_finite(vectors, n * dim))
+    if (!sizes_fit(n, key_offsets, payloads ? payload_offsets : NULL) || !all_finite(vectors, n * dim) ||
+        (sources && !ix->config.sources))
         return DL_EINVAL;
     share_structure(ix);
     int code = frame_of(ix, ix->write_frame) ? DL_OK : DL_EINVAL;
@@ -344,6 +349,7 @@ int dl_upsert(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_o
             .payload_size = payloads ? payload_offsets[i + 1] - payload_offsets[i] : 0,
             .vector = vectors + i * dim,
             .row = rows ? rows[i] : NO_ROW,
+            .source = sources ? sources + 2 * i : nowhere,
         };
         uint32_t slot;
         uint64_t old;
@@ -382,6 +388,52 @@ int dl_unchanged(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *ke
     }
     unshare_structure(ix);
     return DL_OK;
+}
+
+/* ---- sources ---- */
+
+static uint64_t *source_at(dl_index *ix, uint32_t slot)
+{
+    return slab_of(ix, slot)->sources[slot & SLAB_MASK];
+}
+
+/* Of the key's live version into `out`, or from `in`; commit lock. */
+static void source_one(dl_index *ix, uint32_t slot, uint64_t *out, const uint64_t *in)
+{
+    if (out && slot == NONE) {
+        out[0] = out[1] = 0;
+    } else if (out) {
+        memcpy(out, source_at(ix, slot), SOURCE_BYTES);
+    } else if (slot != NONE && memcmp(source_at(ix, slot), in, SOURCE_BYTES)) {
+        memcpy(source_at(ix, slot), in, SOURCE_BYTES);
+        touch(ix, slot);
+    }
+}
+
+static int each_source(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, uint64_t *out, const uint64_t *in)
+{
+    if (!ix->config.sources || !sizes_fit(n, key_offsets, NULL))
+        return DL_EINVAL;
+    share_structure(ix);
+    for (size_t i = 0; i < n; i++) {
+        const uint8_t *key = keys + key_offsets[i];
+        size_t size = key_offsets[i + 1] - key_offsets[i];
+        pthread_mutex_lock(&ix->commit);
+        source_one(ix, map_find(ix, key, size, key_hash(key, size)), out ? out + 2 * i : NULL, in ? in + 2 * i : NULL);
+        pthread_mutex_unlock(&ix->commit);
+    }
+    unshare_structure(ix);
+    return DL_OK;
+}
+
+int dl_sources(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, uint64_t *sources)
+{
+    return each_source(ix, n, keys, key_offsets, sources, NULL);
+}
+
+int dl_set_sources(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, const uint64_t *sources)
+{
+    return each_source(ix, n, keys, key_offsets, NULL, sources);
 }
 
 /* ---- delete ---- */
@@ -503,7 +555,7 @@ void dl_usage_of(dl_index *ix, dl_usage *out)
         .codes = ix->block_bytes,
         .links = ix->link_bytes,
         .keys = ix->key_bytes + (ix->buckets ? (ix->bucket_mask + 1) * sizeof *ix->buckets : 0),
-        .meta = slabs * sizeof(slab) + (ix->fresh.capacity + ix->dead.capacity + ix->limbo.capacity) * sizeof(stamped),
+        .meta = slabs * slab_bytes(ix) + (ix->fresh.capacity + ix->dead.capacity + ix->limbo.capacity) * sizeof(stamped),
     };
     for (reader *r = atomic_load(&ix->readers); r; r = r->next)
         out->scratch += sizeof *r + slabs * (DL_SLAB / 8 + 1);

@@ -13,6 +13,7 @@
 #define NONE UINT32_MAX
 #define NEVER UINT64_MAX
 #define NO_ROW UINT64_MAX
+#define SOURCE_BYTES sizeof(uint64_t[2])
 #define SLAB_BITS 10
 #define SLAB_MASK (DL_SLAB - 1u)
 #define MAX_SLABS (1u << 20)
@@ -104,6 +105,7 @@ typedef struct slab {
     uint32_t vacancies;             /* how many of them may be handed out again, and which; commit lock */
     uint64_t vacant[DL_SLAB / 64];
     _Atomic uint64_t version;
+    uint64_t sources[][2];          /* [DL_SLAB] where config.sources; commit lock, or the structure alone */
 } slab;
 
 /* ---- epoch.c: readers and retired memory ---- */
@@ -276,6 +278,11 @@ struct dl_index {
 static inline slab *slab_of(const dl_index *ix, uint32_t slot)
 {
     return atomic_load_explicit(&ix->slabs[slot >> SLAB_BITS], memory_order_acquire);
+}
+
+static inline size_t slab_bytes(const dl_index *ix)
+{
+    return sizeof(slab) + (ix->config.sources ? DL_SLAB * SOURCE_BYTES : 0);
 }
 
 static inline record *record_of(const dl_index *ix, uint32_t slot)

@@ -152,7 +152,7 @@ int slab_add(dl_index *ix)
     uint32_t count = atomic_load(&ix->slab_count);
     if (count == MAX_SLABS)
         return DL_EFULL;
-    slab *s = pages_take(ix, sizeof *s);
+    slab *s = pages_take(ix, slab_bytes(ix));
     if (!s)
         return DL_ENOMEM;
     size_t link_bytes = (size_t)DL_SLAB * ix->links0 * sizeof(uint32_t);
@@ -160,7 +160,7 @@ int slab_add(dl_index *ix)
     block *b = s->links ? block_new(ix, frame_of(ix, ix->write_frame)->is_float) : NULL;
     if (!b) {
         pages_give(ix, (void *)s->links, link_bytes);
-        pages_give(ix, s, sizeof *s);
+        pages_give(ix, s, slab_bytes(ix));
         return DL_ENOMEM;
     }
     atomic_fetch_add(&ix->link_bytes, link_bytes);
@@ -187,7 +187,7 @@ void slab_free(dl_index *ix, slab *s)
     block_free(ix, s->block);
     atomic_fetch_sub(&ix->link_bytes, link_bytes);
     pages_give(ix, (void *)s->links, link_bytes);
-    pages_give(ix, s, sizeof *s);
+    pages_give(ix, s, slab_bytes(ix));
 }
 
 /* The lowest vacant slot of a slab that has one. Commit lock. */

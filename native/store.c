@@ -1,11 +1,11 @@
 /* Saving and loading. Bytes read back are hostile: each is checked before it is used, and a loaded graph as a whole by
  * check_structure before anything is searched.
  *
- * Little-endian, no padding. Version 3; older ones are refused: rebuild from the log.
+ * Little-endian, no padding. Version 3 of the head, 4 of slabs; older ones are refused: rebuild from the log.
  *   head   "DLH3", u32 dim, metric, m, route bits; u64 seed, rotation seed, inserted; u32 slots, entry, write frame; f32 growth
- *   slab   "DLS3", u32 slab, used, is_float; then per used slot:
+ *   slab   "DLS4", u32 slab, used, flags: 1 floats, 2 sources; then per used slot:
  *          u8 state (0 free, 1 live, 2 dead), and unless free:
- *          u8 frame, u8 level, u32 parent, u64 row, u32 payload size, u16 key size, key, payload;
+ *          u8 frame, u8 level, u32 parent, u64 row, with sources 2 u64, u32 payload size, u16 key size, key, payload;
  *          per level 0..level: u32 count, count * u32 slot (bit 31: an edge of the tree);
  *          the code: f32[dim], or f32 coarse norm, f32 fine norm, u16 stretch, the planes of kernels.h
  * A node that is being unlinked is saved as dead; one in limbo, which nothing links to, as free. */
@@ -13,7 +13,8 @@
 
 #include "internal.h"
 
-static const char HEAD[4] = "DLH3", SLAB_HEAD[4] = "DLS3";
+static const char HEAD[4] = "DLH3", SLAB_HEAD[4] = "DLS4";
+enum { FLOATS = 1, SOURCES = 2 };
 
 /* ---- writing ---- */
 
@@ -100,6 +101,8 @@ static void save_slot(const dl_index *ix, sink *out, const slab *s, uint32_t slo
     emit8(out, s->level[i]);
     emit32(out, parent_of(ix, slot));
     emit64(out, atomic_load(&s->row[i]));
+    if (ix->config.sources)
+        emit(out, s->sources[i], SOURCE_BYTES);
     emit32(out, r->payload_size);
     emit(out, &r->key_size, 2);
     emit(out, key_of(ix, r), r->key_size + (size_t)r->payload_size);
@@ -130,7 +133,7 @@ int dl_save_slab(dl_index *ix, uint32_t number, uint8_t **bytes, size_t *size)
     emit(&out, SLAB_HEAD, 4);
     emit32(&out, number);
     emit32(&out, s->used);
-    emit32(&out, s->block->is_float);
+    emit32(&out, (s->block->is_float ? FLOATS : 0) | (ix->config.sources ? SOURCES : 0));
     for (uint32_t i = 0; i < s->used; i++)
         save_slot(ix, &out, s, number * DL_SLAB + i);
     return finish(&out, bytes, size);
@@ -246,6 +249,10 @@ static int load_slot(dl_index *ix, slab *s, uint32_t slot, source *in)
     uint8_t id = take8(in), level = take8(in);
     put(&s->parent[i], take32(in));
     uint64_t row = take64(in);
+    if (ix->config.sources) {
+        s->sources[i][0] = take64(in);
+        s->sources[i][1] = take64(in);
+    }
     if (in->failed || id >= DL_FRAMES || !frame_of(ix, id) || frame_of(ix, id)->is_float != s->block->is_float ||
         level > MAX_LEVEL || !row_exists(ix, row))
         return DL_ECORRUPT;
@@ -271,9 +278,10 @@ int dl_load_slab(dl_index *ix, uint32_t number, uint64_t version, const uint8_t 
 {
     source in = {bytes, bytes + size, false};
     const uint8_t *magic = take(&in, 4);
-    uint32_t named = take32(&in), used = take32(&in), is_float = take32(&in);
+    uint32_t named = take32(&in), used = take32(&in), flags = take32(&in), is_float = flags & FLOATS;
     if (!magic || memcmp(magic, SLAB_HEAD, 4) || in.failed || named != number ||
-        number != atomic_load(&ix->slab_count) || used > DL_SLAB || is_float > 1 || (is_float && float_frame(ix) == NONE) ||
+        number != atomic_load(&ix->slab_count) || used > DL_SLAB ||
+        (flags & ~(uint32_t)FLOATS) != (ix->config.sources ? SOURCES : 0) || (is_float && float_frame(ix) == NONE) ||
         !frame_of(ix, ix->write_frame))
         return DL_ECORRUPT;
     int code = slab_add(ix);

@@ -34,6 +34,10 @@ __all__ = ["Ingest", "starting_offsets"]
 
 FETCH_S = 0.5  # how long a fetch waits for a record before it looks whether positions moved without one
 REPORT_S = 1.0  # ingest.batch sums up what was applied in this time
+CONTESTED = (
+    "a key came in two partitions, as after their number was changed: the record with the higher timestamp, "
+    "partition and offset holds"
+)
 NAMED_REJECTIONS = 10  # per batch: more are counted, not logged one by one
 
 
@@ -57,6 +61,7 @@ class Report:
     records: int = 0
     upserted: int = 0
     deleted: int = 0
+    contested: int = 0
     rejected: Counter[str] = field(default_factory=Counter[str])
     apply_s: float = 0.0
 
@@ -105,6 +110,7 @@ class Ingest:
         offsets = self._applied.offsets
         ends = await self._log.end_offsets(self._topic)
         ends = {partition: ends[partition] for partition in offsets}
+        began_ms = time.time_ns() // 1_000_000
         backlog = sum(max(0, end - offsets[partition]) for partition, end in ends.items())
         self._logger.info("ingest.catching_up", offsets=offsets, backlog=backlog)
         async with asyncio.TaskGroup() as group:
@@ -112,6 +118,7 @@ class Ingest:
             group.create_task(self._apply())
             group.create_task(self._watch.run())
             await self._applied.reach(ends)
+            self._shard.caught_up_ms = began_ms
             self.ready.release(CATCHING_UP)
 
     async def _decode(self) -> None:
@@ -170,6 +177,7 @@ class Ingest:
                 tally.records += step.records
                 tally.upserted += changes.upserted
                 tally.deleted += changes.deleted
+                tally.contested += changes.contested
             self._report.apply_s += took
             self._measures.apply.update(took)
             if step.batch is not None and step.batch.time_ms is not None:
@@ -205,6 +213,8 @@ class Ingest:
             live=self._shard.live,
             offsets=self._applied.offsets,
         )
+        if report.contested:
+            self._logger.warning("record.contested", records=report.contested, reason=CONTESTED)
 
 
 async def starting_offsets(log: Log, topic: str, snapshot: Mapping[int, int]) -> dict[int, int]:

@@ -251,6 +251,8 @@ class Service:
             records=counters.records,
             upserted=counters.upserted,
             deleted=counters.deleted,
+            contested=counters.contested,
+            deletes_forgotten=0 if index is None else index.deletes_dropped,
             rejected=dict(counters.rejected),
             dead_letters_pending=self._outbox.pending,
             dead_letters_refused=self._outbox.refused,

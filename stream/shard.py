@@ -30,6 +30,7 @@ __all__ = ["Changes", "PendingSnapshot", "Shard"]
 
 Result = TypeVar("Result")
 
+LATE_MS = 120_000  # a producer gives a record up after so long (delivery.timeout.ms): none comes later
 OTHER_THREADS = 6  # decoding, upkeep, the canary, a snapshot, a reconcile, a status
 DROP_KEYS = 1000  # deleted in one step: a batch waits for it
 SHAPE = ("m", "ef_construction", "route_bits", "seed", "compress_after")  # settings that an index keeps
@@ -41,6 +42,7 @@ class Changes:
 
     upserted: int  # rows that are new or different
     deleted: int  # keys that were live
+    contested: int  # records whose key another partition's record held
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,8 @@ class Shard:
         }  # what the index was made with
         self.index: OnlineIndex | None = None
         self.dim: int | None = None
+        self.caught_up_ms = 0  # records that are not applied yet were made then, or later
+        self._newest_ms: dict[int, int] = {}  # highest timestamp applied, by partition; the writer thread's
         self.model: str | None = settings.index.embedding_model
         self.current_ms: dict[int, int] = {}
         """Partition -> ms since the epoch: what was in the log then is applied. Kept by the topic watch."""
@@ -238,6 +242,7 @@ class Shard:
             raw=self._store.open_raw(dim),
             compress_after=index.compress_after,
             drift=self._drift,
+            sources=True,
         )
         self.dim = dim
 
@@ -294,20 +299,34 @@ class Shard:
         records: int,
         newest: Mapping[int, Anchor],
     ) -> Changes:
-        upserted = deleted = 0
-        if batch is not None and self.index is not None:
+        upserted = deleted = contested = 0
+        index = self.index
+        if batch is not None and index is not None:
+            contested = -index.contested
             if batch.keys:
-                upserted = self.index.upsert(
-                    batch.keys, batch.vectors, batch.attributes, now_ms=batch.time_ms
+                upserted = index.upsert(
+                    batch.keys, batch.vectors, batch.attributes, now_ms=batch.time_ms, sources=batch.sources
                 )
                 self._unseen.difference_update(batch.keys)
             if batch.deleted:
-                deleted = self.index.delete(batch.deleted)
+                several = len(positions) > 1
+                deleted = index.delete(batch.deleted, batch.deleted_sources, remember=several)
+            self._forget_deletes(index, batch.newest_ms, positions)
+            contested += index.contested
         self._offsets.update(positions)
         self._records += records
         for partition, anchor in newest.items():
             self._anchors.setdefault(partition, Anchors()).update(anchor)
-        return Changes(upserted, deleted)
+        return Changes(upserted, deleted, contested)
+
+    def _forget_deletes(
+        self, index: OnlineIndex, newest_ms: Mapping[int, int], positions: Mapping[int, int]
+    ) -> None:
+        """Those that every partition has been read beyond."""
+        known = self._newest_ms
+        known |= {p: max(time_ms, known.get(p, 0)) for p, time_ms in newest_ms.items()}
+        read = min(max(known.get(partition, 0), self.caught_up_ms) for partition in positions)
+        index.forget_deletes(read - LATE_MS)
 
     def _mark(self) -> int:
         self._unseen.clear()

@@ -17,6 +17,7 @@ class Counters:
     records: int = 0  # of the vectors topic, applied or rejected
     upserted: int = 0  # rows changed; a record identical to what is held changes nothing
     deleted: int = 0  # keys that were live
+    contested: int = 0  # records whose key another partition's record held
     rejected: Counter[str] = field(default_factory=Counter[str])  # records and requests, by reason code
     searches: int = 0  # requests answered with hits
     failed: Counter[str] = field(default_factory=Counter[str])  # requests answered with an error, by code
@@ -77,6 +78,8 @@ class Status:
     records: int
     upserted: int
     deleted: int
+    contested: int
+    deletes_forgotten: int  # remembered too short, there were too many
     rejected: dict[str, int]
     dead_letters_pending: int
     dead_letters_refused: int

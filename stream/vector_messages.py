@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InvalidInput
+from ..index.sources import Sources, pack_sources
 from .attributes import pack_attributes, unpack_attributes
 from .documents import (
     CONTENT_TYPE_HEADER,
@@ -69,19 +70,23 @@ NUMBERS = frozenset({int, float})
 
 @dataclass(frozen=True, slots=True)
 class VectorBatch:
-    """What a batch of records comes to. A key stands once, in `keys` or in `deleted`."""
+    """What a batch of records comes to. Of each partition a key stands once, in `keys` or in `deleted`."""
 
     keys: list[bytes]
     vectors: Vectors  # [len(keys), dim]
     attributes: list[bytes | None]  # packed, see attributes.py
+    sources: Sources  # of `keys` (index/sources.py)
     deleted: list[bytes]
+    deleted_sources: Sources
+    newest_ms: dict[int, int]  # partition -> the highest timestamp of these records
     rejected: list[Rejection]  # in the order of the records
     time_ms: int | None  # the newest timestamp of the records; None if they have none
     model: str | None  # the given one, else the first that an accepted vector named
 
 
 def decode_vectors(records: Sequence[Record], *, dim: int, metric: str, model: str | None) -> VectorBatch:
-    """Decode records of the vectors topic in their order; the last accepted record of a key wins.
+    """Decode records of the vectors topic in their order; the last accepted record of a key in its
+    partition holds there, with the highest timestamp of those it replaces.
 
     `model` is the embedding model that the collection holds, None when none is known yet. Never raises on
     what a record contains: what cannot be accepted is in `rejected`, and leaves its key as it was.
@@ -121,10 +126,26 @@ class Decoded:
     model: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    decoded: Decoded
+    partition: int
+    offset: int
+    time_ms: int
+
+
+def sources_of(entries: Sequence[Entry]) -> Sources:
+    return pack_sources(
+        [entry.partition for entry in entries],
+        [entry.offset for entry in entries],
+        [entry.time_ms for entry in entries],
+    )
+
+
 def fold(
     records: Sequence[Record], decoded: Sequence[Decoded | Refused], vectors: Vectors, model: str | None
 ) -> VectorBatch:
-    last: dict[bytes, Decoded] = {}
+    last: dict[tuple[bytes, int], Entry] = {}
     rejected: list[Rejection] = []
     for record, outcome in zip(records, decoded, strict=True):
         refused = outcome if isinstance(outcome, Refused) else other_model(outcome.model, model)
@@ -132,16 +153,27 @@ def fold(
             rejected.append(Rejection(record, refused.code, refused.reason))
         elif isinstance(outcome, Decoded):
             model = model or outcome.model
-            last.pop(outcome.key, None)  # so that keys stand in the order of their last records, as rows do
-            last[outcome.key] = outcome
-    kept = [entry for entry in last.values() if entry.row >= 0]
+            place = outcome.key, record.partition
+            before = last.pop(
+                place, None
+            )  # so that keys stand in the order of their last records, as rows do
+            time_ms = record.timestamp_ms if before is None else max(record.timestamp_ms, before.time_ms)
+            last[place] = Entry(outcome, record.partition, record.offset, time_ms)
+    kept = [entry for entry in last.values() if entry.decoded.row >= 0]
+    deleted = [entry for entry in last.values() if entry.decoded.row < 0]
     if len(kept) != len(vectors):
-        vectors = vectors[np.fromiter((entry.row for entry in kept), np.intp, len(kept))]
+        vectors = vectors[np.fromiter((entry.decoded.row for entry in kept), np.intp, len(kept))]
+    newest_ms: dict[int, int] = {}
+    for entry in last.values():
+        newest_ms[entry.partition] = max(entry.time_ms, newest_ms.get(entry.partition, -1))
     return VectorBatch(
-        keys=[entry.key for entry in kept],
+        keys=[entry.decoded.key for entry in kept],
         vectors=vectors,
-        attributes=[entry.attributes for entry in kept],
-        deleted=[entry.key for entry in last.values() if entry.row < 0],
+        attributes=[entry.decoded.attributes for entry in kept],
+        sources=sources_of(kept),
+        deleted=[entry.decoded.key for entry in deleted],
+        deleted_sources=sources_of(deleted),
+        newest_ms=newest_ms,
         rejected=rejected,
         time_ms=max((record.timestamp_ms for record in records if record.timestamp_ms >= 0), default=None),
         model=model,

@@ -15,7 +15,7 @@ enum { ROUTE_BITS = 3 };
 enum { DIM = 6, ROWS = 64, MOST = 1 << 16, MOST_EDITS = 4 /* more seldom load */ };
 
 static float rows[ROWS * DIM];
-static const dl_config config = {DIM, DL_L2, 2, 8, ROUTE_BITS, 3, 5};
+static const dl_config config = {DIM, DL_L2, 2, 8, ROUTE_BITS, 3, 5, 1};
 
 typedef struct {
     uint8_t bytes[MOST];
@@ -45,7 +45,7 @@ static void upsert(dl_index *ix, uint8_t first, uint8_t count)
 {
     for (uint8_t key = first; key < first + count; key++) {
         uint64_t offsets[2] = {0, 1}, id = key % ROWS;
-        must(dl_upsert(ix, 1, &key, offsets, &key, offsets, rows + id * DIM, &id, NULL, NULL, NULL) == DL_OK, "upsert");
+        must(dl_upsert(ix, 1, &key, offsets, &key, offsets, rows + id * DIM, &id, NULL, NULL, NULL, NULL) == DL_OK, "upsert");
     }
 }
 

@@ -51,7 +51,7 @@ static void upsert(uint8_t key, uint8_t row)
 {
     uint64_t offsets[2] = {0, 1}, id = row;
     writes++;
-    must(dl_upsert(ix, 1, &key, offsets, NULL, NULL, rows + (size_t)row * DIM, &id, &slots[key], NULL, NULL) == DL_OK, "upsert");
+    must(dl_upsert(ix, 1, &key, offsets, NULL, NULL, rows + (size_t)row * DIM, &id, NULL, &slots[key], NULL, NULL) == DL_OK, "upsert");
     model[key] = row;
 }
 
@@ -223,7 +223,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     if (!size)
         return 0;
-    config = (dl_config){DIM, *data % 3, *data & 4 ? 2 : 4, *data & 8 ? 4 : 16, ROUTE_BITS, *data, 5};
+    config = (dl_config){DIM, *data % 3, *data & 4 ? 2 : 4, *data & 8 ? 4 : 16, ROUTE_BITS, *data, 5, *data >> 4 & 1};
     for (int i = 0; i < ROWS * DIM; i++) /* in the second half many are equal */
         rows[i] = (float)((i < ROWS * DIM / 2 ? i * 37 : i / DIM / 40 * 13) % 101) / 50 - 0.99f;
     for (int key = 0; key < KEYS; key++)

@@ -27,7 +27,7 @@ static uint32_t still_slots[STILL];
 static _Atomic int stop, failures;
 static _Atomic long searches, writes, rounds, moves, drops;
 static _Atomic uint64_t next_row, live_sum; /* of live rows' ids, kept by what writing says that it replaced */
-static const dl_config config = {DIM, DL_L2, 5, 24, ROUTE_BITS, 7, 9};
+static const dl_config config = {DIM, DL_L2, 5, 24, ROUTE_BITS, 7, 9, 1};
 
 static uint32_t draw(uint64_t *state, uint32_t below)
 {
@@ -193,9 +193,13 @@ static void note(writer *w, uint32_t key, uint64_t row)
 
 static void write_rows(uint32_t n, const uint32_t *keys, const uint64_t *ends, uint64_t *ids, const char *what)
 {
-    uint64_t replaced[BATCH];
+    uint64_t replaced[BATCH], sources[BATCH][2];
     const float *x = rows + ids[0] * DIM;
-    expect(dl_upsert(ix, n, (const uint8_t *)keys, ends, NULL, NULL, x, ids, NULL, replaced, NULL) == DL_OK, what);
+    for (uint32_t i = 0; i < n; i++) {
+        sources[i][0] = ids[i];
+        sources[i][1] = ~ids[i];
+    }
+    expect(dl_upsert(ix, n, (const uint8_t *)keys, ends, NULL, NULL, x, ids, sources[0], NULL, replaced, NULL) == DL_OK, what);
     for (uint32_t i = 0; i < n; i++)
         atomic_fetch_add(&live_sum, ids[i] - (replaced[i] == UINT64_MAX ? 0 : replaced[i]));
 }
@@ -251,6 +255,17 @@ static void expect_own(const writer *w)
     for (uint32_t i = 0; i < OWN; i++)
         expect(hits.rows[i] == w->own[i], "a writer reads what it wrote");
     dl_hits_free(&hits);
+    uint64_t sources[OWN][2];
+    expect(dl_sources(ix, OWN, (uint8_t *)keys, offsets, sources[0]) == DL_OK, "sources of one's own");
+    for (uint32_t i = 0; i < OWN; i++) {
+        int live = w->own[i] != UINT64_MAX;
+        expect(sources[i][0] == (live ? w->own[i] : 0) && sources[i][1] == (live ? ~w->own[i] : 0), "a source stays with its row");
+        sources[i][0] += 1;
+    }
+    expect(dl_set_sources(ix, OWN, (uint8_t *)keys, offsets, sources[0]) == DL_OK, "other sources");
+    for (uint32_t i = 0; i < OWN; i++)
+        sources[i][0] -= 1;
+    expect(dl_set_sources(ix, OWN, (uint8_t *)keys, offsets, sources[0]) == DL_OK, "the same sources again");
 }
 
 /* All of its many keys, written or deleted. */
@@ -406,7 +421,7 @@ static void first_keys(uint32_t first, uint32_t end)
         uint64_t offsets[2] = {0, sizeof key}, id = atomic_fetch_add(&next_row, 1);
         uint32_t slot;
         const float *x = rows + id * DIM;
-        expect(dl_upsert(ix, 1, (uint8_t *)&key, offsets, NULL, NULL, x, &id, &slot, NULL, NULL) == DL_OK, "first upsert");
+        expect(dl_upsert(ix, 1, (uint8_t *)&key, offsets, NULL, NULL, x, &id, NULL, &slot, NULL, NULL) == DL_OK, "first upsert");
         atomic_fetch_add(&live_sum, id);
         if (key < STILL)
             still_slots[key] = slot;
