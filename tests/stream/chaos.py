@@ -3,8 +3,9 @@
 A topic of four partitions gets inserts, updates, deletes and transactions, some of them aborted, from plain
 aiokafka producers; every key always goes to the same partition. Meanwhile the service is killed while it
 ingests, takes a snapshot, re-encodes or replays; its connections, which lead through proxies, are cut, reset,
-delayed and interrupted; the brokers that lead a partition or coordinate a group are killed. Now and then
-writing pauses, and the service's live set, read offline from a snapshot it took, must be that of the fold.
+delayed and interrupted; the brokers that lead a partition or coordinate a group are killed. After everything
+that happens writing pauses, the service's digest must be that of the fold, and its check of itself must find
+nothing; now and then its live set is also read offline, from a snapshot it took, and compared key by key.
 """
 
 import asyncio
@@ -31,7 +32,7 @@ from driftline.stream.log import open_log
 
 from ..kafka.cluster import KafkaCluster
 from ..kafka.link import LossyLink
-from .oracle import Fold, Live
+from .oracle import Fold, Live, digest
 from .running import Place, eventually
 
 __all__ = ["Chaos", "Found", "Plan"]
@@ -75,7 +76,8 @@ class Found:
     """What came of it."""
 
     happened: Counter[str] = field(default_factory=Counter[str])
-    verified: int = 0
+    compared: int = 0  # digests
+    verified: int = 0  # snapshots, key by key
     live: int = 0  # keys, when last verified
     records: int = 0  # that the fold has read
     written: Counter[str] = field(default_factory=Counter[str])  # by the writer: transactions, by their end
@@ -213,6 +215,7 @@ class Chaos:
                 self._tell(event)
                 await self._happen(event)
                 self.found.happened[event] += 1
+                await self._compare()
                 kills += event in PHASES
                 if event in PHASES and kills % self._plan.verify_every == 0:
                     await self._verify()
@@ -307,6 +310,22 @@ class Chaos:
             await self._mending
             self._mending = None
 
+    async def _compare(self) -> None:
+        """Compare the digest of the running service with that of the fold, and have it check its index."""
+        async with self._writer.pause():
+            status = await eventually(self._service.caught_up, "caught up", LONG_S)
+            folded = digest(await self._fold.live())
+        data_dir = self._place.service.data_dir
+        checked = await asyncio.to_thread(ask, data_dir, "check", timeout_s=LONG_S)
+        if status["digest"] != folded:
+            self._tell_wrong(f"digest {status['digest']}, of the fold {folded}")
+        if checked["problem"] is not None:
+            self._tell_wrong(checked["problem"])
+        self.found.compared += 1
+
+    def _tell_wrong(self, what: str) -> None:
+        self.found.wrong.append(f"after {self.found.happened.total()} events: {what}")
+
     async def _verify(self) -> None:
         """Compare with the fold what a snapshot of now holds; the service is killed once more for it."""
         await self._mended()
@@ -319,7 +338,8 @@ class Chaos:
                 wrong = await asyncio.to_thread(self._offline, folded)
                 await asyncio.to_thread(self._service.start, ready=False)
                 await eventually(self._service.ready, "ready again", LONG_S)
-        self.found.wrong += [f"after {sum(self.found.happened.values())} events: {what}" for what in wrong]
+        for what in wrong:
+            self._tell_wrong(what)
         self.found.verified += 1
         self.found.live = len(folded)
 

@@ -1,12 +1,13 @@
 """What a topic of vectors comes to, by a plain consumer: nothing of driftline is used here."""
 
 import asyncio
+from hashlib import sha256
 from typing import Any
 
 import msgpack
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-__all__ = ["Fold", "Live"]
+__all__ = ["Fold", "Live", "digest"]
 
 Live = dict[
     bytes, tuple[bytes, bytes]
@@ -58,3 +59,14 @@ class Fold:
             document = msgpack.unpackb(record.value)
             attributes = dict(sorted(document["attributes"].items()))
             self._live[record.key] = (document["vector"], msgpack.packb(attributes))
+
+
+def digest(live: Live) -> str:
+    """The digest of a live set, as docs/operations.md defines it."""
+    total = 0
+    for key, (vector, attributes) in live.items():
+        row = (
+            len(key).to_bytes(4, "little") + key + len(attributes).to_bytes(4, "little") + attributes + vector
+        )
+        total += int.from_bytes(sha256(row).digest()[:16], "little")
+    return f"{total % 2**128:032x}"
