@@ -229,7 +229,7 @@ def test_threads_share_the_rows_and_drift_sees_each_once(threads: int) -> None:
     index.check()
     assert np.array_equal(np.stack([row.vector for row in index.get(np.arange(5120)) if row]), x)
     settle(index)
-    assert index.upsert(np.arange(5120), x + 1, threads=threads) == 5120
+    assert index.upsert(np.arange(5120), gaussian(5120, seed=1), threads=threads) == 5120
     told = [event.rows_seen for event in index.take_events() if isinstance(event, DriftWindow)]
     assert told[-1] == 10240
     assert np.all(np.diff(told) == 256)
@@ -289,7 +289,8 @@ def test_drift_opens_a_frame_and_encodes_what_gains(two_worlds: np.ndarray):
     finished = [event for event in events if isinstance(event, ReencodeFinished) and event.predicted_gain]
     assert finished
     for event in finished:
-        assert event.measured_gain == pytest.approx(event.predicted_gain, rel=0.2)
+        # a slab may take more rows of the new world between its survey and its move
+        assert event.measured_gain == pytest.approx(event.predicted_gain, rel=0.4)
         assert event.measured_gain is not None
         assert event.measured_gain > 1.5
     rows = index.get(np.arange(12_000))
