@@ -177,14 +177,15 @@ class OnlineIndex:
     ) -> int:
         """Remove keys; how many were live. Searches that begin from now on do not see them.
 
-        sources: as for `upsert`. remember: that they are deleted, since another partition may hold an older
-        row of theirs, until `forget_deletes`.
+        sources: as for `upsert`; None: whatever holds them. remember: that they are deleted, since another
+        partition may hold an older row of theirs, until `forget_deletes`.
         """
         with self._writing:
-            self._expect_sources(sources, len(keys))
             encoded = self._keys.encode(keys)
-            if self._origins is None or sources is None:
+            if sources is None:
                 return self._remove(encoded)
+            self._expect_sources(sources, len(keys))
+            assert self._origins is not None
             deleted = 0
             for part in turns(encoded):
                 asked = _taken(encoded, part)

@@ -260,7 +260,11 @@ def record_bytes(draft: Draft | Record) -> int:
     """What a record takes at most in a batch of its own, in Kafka's format."""
     size = RECORD_OVERHEAD + len(draft.key or b"") + len(draft.value or b"")
     for name, value in draft.headers:
-        size += HEADER_OVERHEAD + (len(name) if name.isascii() else len(name.encode())) + len(value)
+        size += (
+            HEADER_OVERHEAD
+            + (len(name) if name.isascii() else len(name.encode(errors="surrogateescape")))
+            + len(value)
+        )
     return size
 
 

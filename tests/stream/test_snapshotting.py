@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from driftline.index.sources import pack_sources
 from driftline.stream.config import Logging, Settings
+from driftline.stream.drift_events import DriftEvents
 from driftline.stream.events import make_logger
 from driftline.stream.log import open_log
 from driftline.stream.messages import VectorBatch
@@ -41,8 +43,11 @@ async def shard(settings: Settings) -> AsyncIterator[Shard]:
     for first, last, scale in ((0, OLD, 1.0), (OLD, ROWS, 3.0)):
         keys = [b"%d" % row for row in range(first, last)]
         x = np.float32(scale) * gaussian(last - first, DIM, first)
-        batch = VectorBatch(keys, x, [None] * len(keys), [], [], None, None)
-        await shard.apply(batch, {0: last}, last - first)
+        offsets = range(first, last)
+        sources = pack_sources([0] * len(keys), offsets, [0] * len(keys))
+        none = pack_sources([], [], [])
+        batch = VectorBatch(keys, x, [None] * len(keys), sources, [], none, {0: 0}, [], None, None)
+        await shard.apply(batch, {0: last}, last - first, {})
         await upkeep(shard)
     pending = await shard.cut()
     assert pending is not None
@@ -63,10 +68,14 @@ async def snapshot_taken(settings: Settings, shard: Shard, tmp_path: Path) -> No
     logger = make_logger(Logging())
     async with open_log(f"local:{tmp_path / 'log'}") as log, asyncio.TaskGroup() as group:
         await log.create_topic(settings.topics.vectors, compacted=True)
-        snapshots = Snapshotting(settings, log, shard, Outbox(log, logger, 10), logger)
-        running = group.create_task(snapshots.run())
+        await log.create_topic(settings.topics.drift, compacted=False)
+        outbox = Outbox(log, logger, 10, 1 << 20)
+        drift = DriftEvents(settings.topics.drift, settings.topics.vectors, shard, outbox, logger)
+        snapshots = Snapshotting(settings, log, shard, drift, outbox, logger)
+        tasks = [group.create_task(work) for work in (outbox.run(), snapshots.run())]
         await eventually(lambda: not shard.unsaved, "a snapshot holds it")
-        running.cancel()
+        for task in tasks:
+            task.cancel()
 
 
 async def test_a_pause_is_kept_without_records(settings: Settings, shard: Shard, tmp_path: Path) -> None:
