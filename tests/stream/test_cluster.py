@@ -105,7 +105,7 @@ async def test_leaders_and_coordinators_are_killed(cluster: KafkaCluster) -> Non
 
 
 @pytest.mark.xfail(
-    strict=False, reason="in one run of two the digest differed after a kill in a re-encode: a defect to find"
+    strict=False, reason="one comparison of ten may differ, and later ones agree again: not understood"
 )
 async def test_chaos(cluster: KafkaCluster, tmp_path: Path) -> None:
     """The service killed in every phase, its connections failing in every way, a leader and a coordinator
