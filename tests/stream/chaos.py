@@ -313,15 +313,24 @@ class Chaos:
     async def _compare(self) -> None:
         """Compare the digest of the running service with that of the fold, and have it check its index."""
         async with self._writer.pause():
-            status = await eventually(self._service.caught_up, "caught up", LONG_S)
-            folded = digest(await self._fold.live())
+            status, live = await self._settled()
         data_dir = self._place.service.data_dir
         checked = await asyncio.to_thread(ask, data_dir, "check", timeout_s=LONG_S)
-        if status["digest"] != folded:
-            self._tell_wrong(f"digest {status['digest']}, of the fold {folded}")
+        if status["digest"] != digest(live):
+            self._tell_wrong(f"digest {status['digest']}, of the fold {digest(live)}")
         if checked["problem"] is not None:
             self._tell_wrong(checked["problem"])
         self.found.compared += 1
+
+    async def _settled(self) -> tuple[dict[str, Any], Live]:
+        """The status at the end of the topic, where nobody writes now, and the live set of the fold there."""
+        live = await self._fold.live()
+
+        def there() -> dict[str, Any] | None:
+            status = self._service.caught_up()
+            return status if status is not None and status["applied"] == self._fold.offsets else None
+
+        return await eventually(there, f"at {self._fold.offsets}", LONG_S), live
 
     def _tell_wrong(self, what: str) -> None:
         self.found.wrong.append(f"after {self.found.happened.total()} events: {what}")
@@ -330,18 +339,17 @@ class Chaos:
         """Compare with the fold what a snapshot of now holds; the service is killed once more for it."""
         await self._mended()
         async with self._writer.pause():
-            await eventually(self._service.caught_up, "caught up", LONG_S)
-            folded = await self._fold.live()
+            _, live = await self._settled()
             await asyncio.to_thread(ask, self._service.data_dir, "snapshot", timeout_s=LONG_S)
             with self._disturbing():
                 await asyncio.to_thread(self._service.kill)
-                wrong = await asyncio.to_thread(self._offline, folded)
+                wrong = await asyncio.to_thread(self._offline, live)
                 await asyncio.to_thread(self._service.start, ready=False)
                 await eventually(self._service.ready, "ready again", LONG_S)
         for what in wrong:
             self._tell_wrong(what)
         self.found.verified += 1
-        self.found.live = len(folded)
+        self.found.live = len(live)
 
     def _offline(self, folded: Live) -> list[str]:
         with SnapshotStore.open(self._service.data_dir, dim=DIM, metric="l2") as store:

@@ -28,8 +28,18 @@ class Fold:
         self._starts = dict.fromkeys(self._places, 0)
         self.records = 0
 
+    @property
+    def offsets(self) -> dict[str, int]:
+        """Next offset of each partition, as a status has them."""
+        return {str(place.partition): offset for place, offset in self._starts.items()}
+
     async def live(self) -> Live:
-        """The last committed value of every key, up to the end of the topic as it is now."""
+        """The last committed value of every key, up to the end of the topic as it is now.
+
+        The end is that of uncommitted records: a commit is acknowledged before its markers stand in every
+        partition, and until then a reader of committed ones would take an earlier end for the last.
+        """
+        ends = await self._ends()
         consumer: Any = AIOKafkaConsumer(
             bootstrap_servers=self._bootstrap, isolation_level="read_committed", enable_auto_commit=False
         )
@@ -38,7 +48,6 @@ class Fold:
             consumer.assign(self._places)
             for place, start in self._starts.items():
                 consumer.seek(place, start)
-            ends = await consumer.end_offsets(self._places)
             async with asyncio.timeout(DEADLINE_S):
                 while any([await consumer.position(place) < ends[place] for place in self._places]):
                     for records in (await consumer.getmany(timeout_ms=200)).values():
@@ -48,6 +57,14 @@ class Fold:
         finally:
             await consumer.stop()
         return dict(self._live)
+
+    async def _ends(self) -> dict[TopicPartition, int]:
+        consumer: Any = AIOKafkaConsumer(bootstrap_servers=self._bootstrap, enable_auto_commit=False)
+        await consumer.start()
+        try:
+            return await consumer.end_offsets(self._places)
+        finally:
+            await consumer.stop()
 
     def _take(self, record: Any) -> None:
         self.records += 1
