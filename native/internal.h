@@ -245,6 +245,7 @@ struct dl_index {
 
     _Atomic uint64_t clock; /* starts at 1; one tick a visible change */
     _Atomic uint32_t entry;
+    _Atomic uint64_t rehung; /* subtrees that were given another parent: walks look again (walk.c) */
     _Atomic uint64_t live;
     uint64_t inserted;      /* of all time: seeds the levels; commit lock */
     _Atomic float growth;   /* the j-th nearest is about (j / k)^growth times as far as the k-th; 0: not known. Written under commit */

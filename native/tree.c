@@ -16,7 +16,10 @@ uint32_t parent_of(const dl_index *ix, uint32_t slot)
 
 void set_parent(dl_index *ix, uint32_t slot, uint32_t parent)
 {
+    bool hung = parent_of(ix, slot) != NO_PARENT;
     put(&slab_of(ix, slot)->parent[slot & SLAB_MASK], parent);
+    if (hung)
+        atomic_fetch_add(&ix->rehung, 1);
     touch(ix, slot);
 }
 

@@ -114,23 +114,50 @@ int pool_reserve(reader *r, uint32_t most)
     return DL_OK;
 }
 
-/* The nearest to r->query that may be returned, as far as `reach` says, for `found` to fetch: visible at `now` (with EVERYTHING: not
- * dead) and allowed. Others are walked through all the same. At level 0 the entry point is a second start: from there every node can
- * be reached, and a walk that does not run dry never comes to it. */
-int walk(dl_index *ix, reader *r, uint32_t start, uint32_t level, extent reach, uint64_t now, const allowed *only)
+static int walk_on(dl_index *ix, reader *r, uint32_t level, uint64_t now, const allowed *only)
 {
     const dl_kernels *k = dl_kernels_now();
-    r->candidates.size = r->results.size = r->pool_size = r->cursor = 0;
-    r->reach = reach;
-    if (pool_reserve(r, reach.most) != DL_OK || !seen_reset(ix, r) || !begin(ix, r, start, now, only))
-        return DL_ENOMEM;
-    uint32_t entry = get(&ix->entry), slot;
-    if (level == 0 && entry != NONE && !begin(ix, r, entry, now, only))
-        return DL_ENOMEM;
+    uint32_t slot;
     while (next_node(r, &slot)) {
         int code = hop(ix, r, k, slot, level, now, only);
         if (code != DL_OK)
             return code;
     }
     return DL_OK;
+}
+
+/* Once more from everything seen. */
+static int walk_again(dl_index *ix, reader *r, uint32_t level, uint64_t now, const allowed *only)
+{
+    for (size_t i = 0, seen = r->marked_count; i < seen; i++) {
+        int code = hop(ix, r, dl_kernels_now(), r->marked[i], level, now, only);
+        if (code != DL_OK)
+            return code;
+    }
+    return walk_on(ix, r, level, now, only);
+}
+
+/* The nearest to r->query that may be returned, as far as `reach` says, for `found` to fetch: visible at `now` (with EVERYTHING: not
+ * dead) and allowed. Others are walked through all the same. At level 0 the entry point is a second start: from there every node can
+ * be reached, and a walk that does not run dry never comes to it. One that runs dry has come to all there is, unless a subtree was hung from
+ * a node that it had walked from already: then it looks again, until nothing more is found. */
+int walk(dl_index *ix, reader *r, uint32_t start, uint32_t level, extent reach, uint64_t now, const allowed *only)
+{
+    r->candidates.size = r->results.size = r->pool_size = r->cursor = 0;
+    r->reach = reach;
+    uint64_t rehung = atomic_load(&ix->rehung), latest;
+    if (pool_reserve(r, reach.most) != DL_OK || !seen_reset(ix, r) || !begin(ix, r, start, now, only))
+        return DL_ENOMEM;
+    uint32_t entry = get(&ix->entry);
+    if (level == 0 && entry != NONE && !begin(ix, r, entry, now, only))
+        return DL_ENOMEM;
+    int code = walk_on(ix, r, level, now, only);
+    while (code == DL_OK && worst(r) == INFINITY && (latest = atomic_load(&ix->rehung)) != rehung) {
+        size_t seen = r->marked_count;
+        rehung = latest;
+        code = walk_again(ix, r, level, now, only);
+        if (r->marked_count == seen)
+            break;
+    }
+    return code;
 }

@@ -264,9 +264,8 @@ def test_beside_readers_writers_and_reencodes():
             return untouched(core.search(x[at : at + 1], 8000, 8000, 20).keys[0])
 
         assert untouched(core.exact(x[at : at + 1], 8000).keys[0]) == sorted(still)
-        # a walk may pass just where upkeep hangs a subtree elsewhere; asked again, it does not
-        assert searched() == sorted(still) or searched() == sorted(still)
-        nearest = partial(core.search, x[at : at + 1], 1, 400, 20)
+        assert searched() == sorted(still)
+        nearest = partial(core.search, x[at : at + 1], 1, 400, 20)  # approximate: may miss, not twice
         assert nearest().keys[0] == [still[turn % 60]] or nearest().keys[0] == [still[turn % 60]]
         assert all(key[0] for key in core.get(still)[0].keys)
 
