@@ -440,14 +440,11 @@ static void *keep_up(void *argument)
             expect(pairs[2 * i + 1] / DL_SLAB < pairs[2 * i] / DL_SLAB, "moves go down");
         atomic_fetch_add(&moves, count);
         atomic_fetch_add(&drops, dl_slabs(ix) < slabs);
-        if (cut && draw(&state, 3) == 0)
+        if (cut)
             go_on_with_cut();
+        else if (draw(&state, 4) == 0)
+            begin_cut(frame);
         switch (draw(&state, 60)) {
-        case 0:
-        case 4:
-            if (!cut)
-                begin_cut(frame);
-            break;
         case 1: change_frames(&frame); break;
         case 2: expect(move_slab(draw(&state, dl_slabs(ix)), 1 + draw(&state, 2)) == DL_OK, "reencode"); break;
         case 3: expect(dl_detach(ix, 0) == DL_EBUSY, "detach what is in use"); break;
