@@ -129,6 +129,7 @@ class OnlineIndex:
         self._repairing = True  # what was restored may hold segments that are sparse
         self._releasing = False  # a search had an address in a segment that nothing refers to
         self._cutting = threading.Lock()  # taken before the two above
+        self._cut_waits = False  # for upkeep to end its step
         self._open_cut: weakref.ref[OpenChunks] | None = None
         rewrite = None if self._raw is None else Rewriter(core, self._raw, self._attach, self._writing)
         self._rewriter = rewrite
@@ -487,7 +488,7 @@ class OnlineIndex:
                 rewriting = self._rewrite(ended=self._repairing and not repairing)
                 self._repairing = repairing
                 more = self._follow(reencoding) or repairing or rewriting
-                if not more or time.monotonic() >= deadline:
+                if not more or self._cut_waits or time.monotonic() >= deadline:
                     return more
 
     def _follow(self, budget: Budget | None) -> bool:
@@ -668,7 +669,9 @@ class OnlineIndex:
             before = None if self._open_cut is None else self._open_cut()
             if before is not None:
                 before.keep()
+            self._cut_waits = True
             with self._upkeep, self._writing:
+                self._cut_waits = False
                 saved = self._core.cut(versions)
                 dim, metric, m, ef_construction, seed, route_bits = self._shape
                 state = {
