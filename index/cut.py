@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ..errors import InvalidInput, SnapshotError
 from ..native import CoreCut
 
-__all__ = ["Chunk", "Cut", "OpenChunks", "chains"]
+__all__ = ["Chunk", "Cut", "OpenChunks", "chains", "last_versions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,17 @@ class OpenChunks(Mapping[str, Chunk]):
     def __init__(self, saved: CoreCut, known: Mapping[str, int]) -> None:
         """known: what `saved` was begun with, by name."""
         self._saved = saved
+        self._known = known
         self._lock = threading.Lock()
         self._chunks: dict[str, Chunk | None] = {}  # None: still to be saved, or taken
         self._slabs: dict[str, int] = {}  # of those to be saved
+        self._listed = False
+
+    def _list(self) -> None:
+        """Not when it begins: writers would wait for it."""
+        if self._listed:
+            return
+        self._listed, saved, known = True, self._saved, self._known
         had = chains(known)
         for slab in range(len(saved)):
             chain = had.get(slab, [])
@@ -68,17 +76,23 @@ class OpenChunks(Mapping[str, Chunk]):
 
     def __getitem__(self, name: str) -> Chunk:
         with self._lock:
+            self._list()
             return self._chunks[name] or self._save(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._chunks)
+        with self._lock:
+            self._list()
+            return iter(self._chunks)
 
     def __len__(self) -> int:
-        return len(self._chunks)
+        with self._lock:
+            self._list()
+            return len(self._chunks)
 
     def keep(self) -> None:
         """Have all that is still to be made in memory, so that another cut can begin."""
         with self._lock:
+            self._list()
             for name in list(self._slabs):
                 self._chunks[name] = self._save(name)
 
@@ -96,6 +110,15 @@ class OpenChunks(Mapping[str, Chunk]):
     def _close_if_done(self) -> None:
         if not self._slabs:
             self._saved.close()
+
+
+def last_versions(known: Mapping[str, int]) -> dict[int, int]:
+    """By slab the version of the last chunk of its chain."""
+    versions: dict[int, int] = {}
+    for name, version in known.items():
+        slab = int(name.partition(".")[0])
+        versions[slab] = max(version, versions.get(slab, version))
+    return versions
 
 
 def chunk_name(slab: int, delta: int) -> str:

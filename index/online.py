@@ -18,7 +18,7 @@ from ..native import NO_ROW, Answers, Core, PackedAnswers, side_by_side
 from .batch import Batch, turns
 from .bitset import Bitset
 from .budget import Budget
-from .cut import Chunk, Cut, OpenChunks, chains
+from .cut import Chunk, Cut, OpenChunks, chains, last_versions
 from .digest import Hashes, digest_text, row_hashes, total
 from .drift import DriftMonitor, DriftSettings
 from .events import Event
@@ -664,7 +664,7 @@ class OnlineIndex:
         cut can be open: the next one takes what is left of it into memory.
         """
         known = known or {}
-        versions = {slab: known[chain[-1]] for slab, chain in chains(known).items()}
+        versions = last_versions(known)
         with self._cutting:
             before = None if self._open_cut is None else self._open_cut()
             if before is not None:
