@@ -3,6 +3,7 @@
 import math
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from ..native import NO_ROW, Answers, Core, PackedAnswers, side_by_side
 from .batch import Batch, turns
 from .bitset import Bitset
 from .budget import Budget
-from .cut import Chunk, Cut
+from .cut import Chunk, Cut, OpenChunks, chains, last_versions
 from .digest import Hashes, digest_text, row_hashes, total
 from .drift import DriftMonitor, DriftSettings
 from .events import Event
@@ -32,6 +33,7 @@ from .packing import message, message_of
 from .payloads import Attribute, pack_items
 from .raw import MemoryRawVectors, RawVectors, RowIds, segments_of
 from .reencode import Progress, Reencoder
+from .rewriting import Rewriter
 from .sources import Sources
 from .tile import TileParameters
 
@@ -51,6 +53,11 @@ Vectors = NDArray[np.float32]
 def _few(k: int) -> int:
     """How many of the best are measured on raw vectors, at most: the k nearest are among them by code."""
     return k + k // 2 + 5
+
+
+def _bytes_of(chunk: Chunk) -> bytes | memoryview:
+    assert chunk.data is not None, "a cut to restore from holds all its bytes"
+    return chunk.data
 
 
 def _taken(keys: list[bytes], places: NDArray[np.intp]) -> list[bytes]:
@@ -119,7 +126,13 @@ class OnlineIndex:
         self._origins = Origins(core) if self._sources else None
         self._writing = threading.RLock()  # upserts, deletes, cuts: the statistics and the raw rows
         self._upkeep = threading.Lock()  # maintain: holds raw segments still while they are read
-        self._repairing = False
+        self._repairing = True  # what was restored may hold segments that are sparse
+        self._releasing = False  # a search had an address in a segment that nothing refers to
+        self._cutting = threading.Lock()  # taken before the two above
+        self._cut_waits = False  # for upkeep to end its step
+        self._open_cut: weakref.ref[OpenChunks] | None = None
+        rewrite = None if self._raw is None else Rewriter(core, self._raw, self._attach, self._writing)
+        self._rewriter = rewrite
         self._filtering = Filtering(core, self.metric, self._upkeep)
         emit = self._events.append
         read = None if self._raw is None else self._coded
@@ -472,11 +485,10 @@ class OnlineIndex:
         with self._upkeep:
             while True:
                 repairing = self._filtering.upkeep(deadline)
-                if self._repairing and not repairing:
-                    self._release_segments()
+                rewriting = self._rewrite(ended=self._repairing and not repairing)
                 self._repairing = repairing
-                more = self._follow(reencoding) or repairing
-                if not more or time.monotonic() >= deadline:
+                more = self._follow(reencoding) or repairing or rewriting
+                if not more or self._cut_waits or time.monotonic() >= deadline:
                     return more
 
     def _follow(self, budget: Budget | None) -> bool:
@@ -535,21 +547,29 @@ class OnlineIndex:
         """Whether drift is being answered by encoding anew, or would be if recall were lost."""
         return self._follower.drifted
 
+    def _rewrite(self, ended: bool) -> bool:
+        """A step of rewriting raw segments; when repair has ended, and with each segment, some may go."""
+        if self._rewriter is None:
+            return False
+        if self._rewriter.step() or ended or self._releasing:
+            self._release_segments()
+            self._rewriter.choose(self._attached)
+        return self._rewriter.busy
+
     def _release_segments(self) -> None:
         """Let go of raw segments that no slot refers to any more."""
         with self._writing:
             if self._raw is None:
                 return
-            live = self._live_segments()
-            gone = {s for s in self._attached - live if self._core.detach(s)}
+            idle = self._attached - self._live_segments()
+            gone = {segment for segment in idle if self._core.detach(segment)}
+            self._releasing = gone != idle
             self._attached -= gone
             self._raw.forget(frozenset(self._attached))
 
     def _live_segments(self) -> frozenset[int]:
-        segments: set[int] = set()
-        for slab in range(self._core.slabs):
-            segments.update(segments_of(self._core.occupied_rows(slab)))
-        return frozenset(segments)
+        referring = self._core.referring(sorted(self._attached))
+        return frozenset(segment for segment, slots in referring.items() if slots)
 
     def take_events(self) -> list[Event]:
         """What happened since the last call: drift windows, frames, re-encodes; in order. Of more than 1,000
@@ -636,25 +656,36 @@ class OnlineIndex:
     # ---- cuts
 
     def cut(self, known: Mapping[str, int] | None = None) -> Cut:
-        """All of the index at one moment. A chunk whose version `known` names comes without its bytes.
+        """All of the index at one moment. A chunk whose version `known` names comes without its bytes; they
+        are those of the cut before, or of the cut that this index was restored from.
 
-        Writers wait for the copy; searches do not.
+        Writers wait until that moment is fixed, searches do not. The chunks are made when they are asked for,
+        each once, beside whatever happens then; what changes in the meantime is kept in memory as it was. One
+        cut can be open: the next one takes what is left of it into memory.
         """
-        versions = {int(name): version for name, version in (known or {}).items()}
-        with self._upkeep, self._writing:
-            head, slabs = self._core.save(versions)
-            dim, metric, m, ef_construction, seed, route_bits = self._shape
-            state = {
-                "dim": dim, "metric": metric, "m": m, "ef_construction": ef_construction, "seed": seed,
-                "route_bits": route_bits, "compress_after": self._compress_after, "keys": self._keys.kind,
-                "head": head, "frames": self._frames.state(), "follower": self._follower.state(),
-                "filtered": self._filtering.built, "sources": self._sources,
-                "tombstones": [] if self._origins is None else self._origins.tombstones.state(),
-            }  # fmt: skip
-            chunks = {f"{number:08d}": Chunk(version, data) for number, (version, data) in slabs.items()}
-            segments = frozenset[int]() if self._raw is None else self._live_segments()
-            hashed = self._raw is not None and self._raw.hashed
-            return Cut(chunks, message("index", state), segments, len(self), self._digest if hashed else None)
+        known = known or {}
+        versions = last_versions(known)
+        with self._cutting:
+            before = None if self._open_cut is None else self._open_cut()
+            if before is not None:
+                before.keep()
+            self._cut_waits = True
+            with self._upkeep, self._writing:
+                self._cut_waits = False
+                saved = self._core.cut(versions)
+                dim, metric, m, ef_construction, seed, route_bits = self._shape
+                state = {
+                    "dim": dim, "metric": metric, "m": m, "ef_construction": ef_construction, "seed": seed,
+                    "route_bits": route_bits, "compress_after": self._compress_after, "keys": self._keys.kind,
+                    "head": saved.head, "frames": self._frames.state(), "follower": self._follower.state(),
+                    "filtered": self._filtering.built, "sources": self._sources,
+                    "tombstones": [] if self._origins is None else self._origins.tombstones.state(),
+                }  # fmt: skip
+                segments, live = self._live_segments(), len(self)
+                digest = self._digest if self._raw is not None and self._raw.hashed else None
+            chunks = OpenChunks(saved, known)
+            self._open_cut = weakref.ref(chunks)
+            return Cut(chunks, message("index", state), segments, live, digest)
 
     @classmethod
     def restore(cls, cut: Cut, raw: RawVectors | None, drift: DriftSettings | None = None) -> "OnlineIndex":
@@ -680,10 +711,9 @@ class OnlineIndex:
         monitor = DriftMonitor.from_state(state["follower"]["monitor"], drift)
         index._assemble(core, Frames.restore(core, state["frames"]), monitor, Keys(state["keys"]))
         index._attach(sorted(cut.segments))
-        for number in range(len(cut.chunks)):
-            chunk = cut.chunks[f"{number:08d}"]
-            assert chunk.data is not None, "a cut to restore from holds all its bytes"
-            core.load_slab(number, chunk.version, chunk.data)
+        for number, chain in sorted(chains(cut.chunks).items()):
+            parts = [cut.chunks[name] for name in chain]
+            core.load_slab(number, parts[-1].version, *[_bytes_of(part) for part in parts])
         core.load_head(state["head"])
         if raw is not None and raw.hashed:
             index._digest = index._stored_digest(raw)

@@ -58,6 +58,10 @@ class RawVectors(Protocol):
         """Segment id -> (address of its first row, rows it has room for)."""
         ...
 
+    def high_water(self) -> dict[int, int]:
+        """Segment id -> rows stored; the highest id's is the one that rows are appended to."""
+        ...
+
     def forget(self, live: frozenset[int]) -> frozenset[int]:
         """Release what can be released of the segments not in `live`; the ids of those that are gone."""
         ...
@@ -112,6 +116,9 @@ class MemoryRawVectors:
 
     def segments(self) -> dict[int, tuple[int, int]]:
         return {number: (rows.ctypes.data, self._capacity) for number, rows in self._segments.items()}
+
+    def high_water(self) -> dict[int, int]:
+        return {n: self._used if n == self._open else self._capacity for n in self._segments}
 
     def forget(self, live: frozenset[int]) -> frozenset[int]:
         gone = frozenset(self._segments) - live - {self._open}

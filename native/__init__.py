@@ -2,6 +2,7 @@
 
 from .answers import Answers, MergedAnswers, PackedAnswers
 from .core import FRAMES, NO_ROW, SLAB, Core, Slab, Survey, Tile, Usage
+from .cut import CoreCut
 from .functions import (
     bin_counts,
     force_isa,
@@ -21,6 +22,7 @@ __all__ = [
     "SLAB",
     "Answers",
     "Core",
+    "CoreCut",
     "MergedAnswers",
     "PackedAnswers",
     "Slab",

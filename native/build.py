@@ -10,8 +10,10 @@ HERE = Path(__file__).parent
 SOURCES = (
     "memory", "pages", "locks", "kernels", "kernels_avx2", "kernels_avx512", "kernels_neon", "rotate", "tile",
     "statistics", "epoch", "keys", "slabs", "probe", "heaps", "walk", "filtered", "refine", "growth", "link",
-    "tree", "frames", "survey", "index", "evacuate", "upkeep", "search", "witness", "check", "store",
+    "tree", "frames", "survey", "index", "evacuate", "upkeep", "search", "witness", "check", "cut", "store",
+    "rebase",
 )  # fmt: skip
+HEADERS = ("driftline", "internal", "kernels", "hadamard", "store", "walk")
 
 
 def declarations() -> str:
@@ -27,7 +29,7 @@ ffibuilder.set_source(
     '#include "driftline.h"',
     # relative to the project's root, where setuptools runs: a distribution must not name absolute paths
     sources=[f"native/{name}.c" for name in SOURCES],
-    depends=[f"native/{name}.h" for name in ("driftline", "internal", "kernels", "hadamard", "walk")],
+    depends=[f"native/{name}.h" for name in HEADERS],
     include_dirs=["native"],
     libraries=["m"],
     py_limited_api=True,

@@ -217,6 +217,23 @@ static int check_codes(dl_index *ix, reader *r, block *scratch, int64_t *counts,
     return DL_OK;
 }
 
+/* By the segments' counts they are given back and rewritten. */
+static int check_rows(const dl_index *ix, uint32_t *counts, char *message, size_t size)
+{
+    for (uint32_t slot = 0; slot < atomic_load(&ix->slot_count); slot++) {
+        uint64_t row = atomic_load(&slab_of(ix, slot)->row[slot & SLAB_MASK]);
+        REQUIRE(row == NO_ROW || state_of(ix, slot) != SLOT_FREE, "the free slot %u has a raw vector", slot);
+        REQUIRE(row_exists(ix, row), "slot %u has a raw vector that does not exist", slot);
+        if (row != NO_ROW)
+            counts[row >> 32]++;
+    }
+    for (uint32_t segment = 0; segment < MAX_SEGMENTS; segment++) {
+        uint32_t counted = atomic_load(&ix->referring[segment]);
+        REQUIRE(counts[segment] == counted, "%u slots refer to segment %u, %u are counted", counts[segment], segment, counted);
+    }
+    return DL_OK;
+}
+
 int dl_check(dl_index *ix, int codes, char *message, size_t size)
 {
     reader *r = reader_enter(ix, NULL);
@@ -224,6 +241,11 @@ int dl_check(dl_index *ix, int codes, char *message, size_t size)
         return DL_ENOMEM;
     take_structure(ix);
     int code = check_structure(ix, message, size);
+    if (code == DL_OK) {
+        uint32_t *counts = dl_zalloc(MAX_SEGMENTS * sizeof *counts);
+        code = counts ? check_rows(ix, counts, message, size) : DL_ENOMEM;
+        free(counts);
+    }
     if (code == DL_OK && codes) {
         block *scratch = block_new(ix, false);
         int64_t *counts = dl_zalloc((size_t)DL_FRAMES * ix->config.dim * 16 * sizeof *counts);

@@ -14,6 +14,7 @@ from ..errors import CorruptIndex, InvalidInput
 from ._core import ffi, lib
 from .answers import Answers, JoinedAnswers, PackedAnswers
 from .arrays import checked, floats, pack, pointer
+from .cut import CoreCut
 from .threads import in_parts, side_by_side
 
 __all__ = ["FRAMES", "NO_ROW", "SLAB", "Core", "Slab", "Survey", "Tile", "Usage"]
@@ -406,12 +407,30 @@ class Core:
         checked(lib.dl_survey(self._ix, number, first, every, bits, table, out))
         return Survey(tuple(out.live), out.rows, out.own, tuple(out.errors))
 
-    def occupied_rows(self, number: int) -> NDArray[np.uint64]:
-        """Row ids that a slab may still read, of dead slots too."""
-        rows = np.empty(SLAB, np.uint64)
+    # ---- where raw vectors lie
+
+    def referring(self, segments: Sequence[int]) -> dict[int, int]:
+        """Segment -> slots whose raw vectors lie there, those of dead slots too."""
+        asked = np.array(segments, np.uint32)
+        slots = np.empty(len(asked), np.uint32)
+        lib.dl_referring(self._ix, len(asked), pointer("uint32_t[]", asked), pointer("uint32_t[]", slots))
+        return dict(zip(segments, slots.tolist(), strict=True))
+
+    def segment_slots(
+        self, segment: int, first: int, most: int
+    ) -> tuple[NDArray[np.uint32], NDArray[np.uint64], int]:
+        """Live slots whose raw vectors lie in a segment, and these rows, of some slabs from `first` on: at
+        most `most` (SLAB at least), and the slab to go on with."""
+        slots, rows = np.empty(most, np.uint32), np.empty(most, np.uint64)
         count = ffi.new("uint32_t *")
-        checked(lib.dl_occupied_rows(self._ix, number, pointer("uint64_t[]", rows), count))
-        return rows[: count[0]]
+        place = pointer("uint32_t[]", slots)
+        after = lib.dl_segment_slots(self._ix, segment, first, place, _rows(rows), most, count)
+        return slots[: count[0]], rows[: count[0]], after
+
+    def rebase(self, slots: NDArray[np.uint32], rows: NDArray[np.uint64], others: NDArray[np.uint64]) -> None:
+        """Slots that are live with these rows have the same raw vectors at others from now on."""
+        place = pointer("uint32_t[]", slots)
+        checked(lib.dl_rebase(self._ix, len(slots), place, _rows(rows), _rows(others)))
 
     def usage(self) -> Usage:
         out = ffi.new("dl_usage *")
@@ -429,32 +448,19 @@ class Core:
 
     # ---- saving and loading
 
-    def save(self, known: dict[int, int]) -> tuple[bytes, dict[int, tuple[int, bytes | None]]]:
-        """The head, and per slab its version and bytes (None if `known` holds that version), as of one
-        moment."""
-        lib.dl_lock(self._ix)
-        try:
-            head = self._saved(lib.dl_save_head)
-            slabs: dict[int, tuple[int, bytes | None]] = {}
-            for number in range(self.slabs):
-                version = int(lib.dl_version(self._ix, number))
-                same = known.get(number) == version
-                slabs[number] = version, None if same else self._saved(lib.dl_save_slab, number)
-        finally:
-            lib.dl_unlock(self._ix)
-        return head, slabs
+    def cut(self, known: dict[int, int]) -> CoreCut:
+        """Begin a cut: all slabs and the head as of now. known: versions of slabs that the caller has from
+        the cut before, or as they were loaded; of these only what changed since is saved."""
+        return CoreCut(self._ix, known)
 
-    def _saved(self, save: Any, *arguments: int) -> bytes:
-        out, size = ffi.new("uint8_t **"), ffi.new("size_t *")
-        checked(save(self._ix, *arguments, out, size))
-        data = ffi.buffer(out[0], size[0])[:]
-        lib.dl_free(out[0])
-        return data
-
-    def load_slab(self, number: int, version: int, data: bytes | memoryview) -> None:
-        """Into an index that holds nothing else, in order of numbers; CorruptIndex on bytes that cannot
-        be."""
-        code = lib.dl_load_slab(self._ix, number, version, ffi.from_buffer("uint8_t[]", data), len(data))
+    def load_slab(self, number: int, version: int, *parts: bytes | memoryview) -> None:
+        """Into an index that holds nothing else, in order of numbers: the slab saved whole and its deltas
+        since, of which the last has this version; CorruptIndex on bytes that cannot be."""
+        buffers = [ffi.from_buffer("uint8_t[]", part) for part in parts]
+        code = lib.dl_load_slab(
+            self._ix, number, version, ffi.new("uint8_t *[]", buffers),
+            ffi.new("size_t[]", [len(part) for part in parts]), len(parts),
+        )  # fmt: skip
         if code == lib.DL_ECORRUPT:
             raise CorruptIndex(f"the stored bytes of slab {number} are not those of a slab of this index")
         checked(code)

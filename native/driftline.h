@@ -26,7 +26,7 @@
  *
  * Threads. Everything may be called from any thread at any time but dl_close, which needs to be alone. dl_search, dl_exact, dl_witness and
  * dl_get take no lock (dl_get one for a probe of the key map) and never wait for a writer. dl_upsert and dl_delete run side by
- * side; a lock a node guards its links. dl_upkeep, the frame calls, attaching, dl_check, loading and saving (dl_lock) have the
+ * side; a lock a node guards its links. dl_upkeep, the frame calls, attaching, dl_check, loading and the beginning of a cut have the
  * structure to themselves, and writers wait for the step they take; dl_reencode encodes beside everybody and waits only to
  * publish. With one writing thread the same calls give the same graph.
  *
@@ -203,7 +203,12 @@ int dl_slab_rows(dl_index *ix, uint32_t slab, uint64_t *rows, uint8_t *frames, u
 /* How well a slab's live rows are coded: row `first` and every so many after it, from their raw vectors, by the top `bits` bits of
  * codes. tables: what these decode to in each frame, [DL_FRAMES << bits]. The caller closes no frame meanwhile. */
 int dl_survey(dl_index *ix, uint32_t slab, uint32_t first, uint32_t every, uint32_t bits, const float *tables, dl_errors *out);
-int dl_occupied_rows(dl_index *ix, uint32_t slab, uint64_t *rows, uint32_t *count); /* live or dead: [DL_SLAB] */
+void dl_referring(dl_index *ix, size_t n, const uint32_t *segments, uint32_t *slots); /* [n]: whose raw vector lies there, dead too */
+/* Live slots whose raw vectors lie in a segment, and these rows: of some slabs from `first` on, as long as there is room for a
+ * slab's in `most`. The slab to go on with; past the last one there are no more. */
+uint32_t dl_segment_slots(dl_index *ix, uint32_t segment, uint32_t first, uint32_t *slots, uint64_t *rows, uint32_t most, uint32_t *count);
+/* Slots that are live with these rows have the same raw vectors at other rows from now on. */
+int dl_rebase(dl_index *ix, size_t n, const uint32_t *slots, const uint64_t *rows, const uint64_t *others);
 uint32_t dl_route_bits(dl_index *ix); /* as given or chosen */
 void dl_usage_of(dl_index *ix, dl_usage *out);
 
@@ -211,13 +216,27 @@ void dl_usage_of(dl_index *ix, dl_usage *out);
  * encode(raw). On DL_ECORRUPT the first finding stands in `message`. */
 int dl_check(dl_index *ix, int codes, char *message, size_t size);
 
-/* ---- saving: the head once, each slab by itself; loading: into a fresh index with the same config and frames ---- */
-void dl_lock(dl_index *ix);   /* hold writers still, so that several saves are one cut */
-void dl_unlock(dl_index *ix);
-uint64_t dl_version(dl_index *ix, uint32_t slab); /* with the lock held */
-int dl_save_head(dl_index *ix, uint8_t **bytes, size_t *size);
-int dl_save_slab(dl_index *ix, uint32_t slab, uint8_t **bytes, size_t *size);
-int dl_load_slab(dl_index *ix, uint32_t slab, uint64_t version, const uint8_t *bytes, size_t size);
+/* ---- cuts: the index as it is when one begins, saved part by part while it goes on changing. One at a time; ended before the
+ * index is closed; a cut is one thread's ---- */
+typedef struct dl_cut dl_cut;
+enum {
+    DL_SAME = 0,  /* as the caller has it: nothing to save */
+    DL_DELTA = 1, /* what changed since the cut that the caller has it from */
+    DL_WHOLE = 2
+};
+/* known: [count] by slab, the version that the caller has, of the cut before or as it was loaded; UINT64_MAX: none. What changes
+ * from now on is kept as it was until it is saved. DL_EBUSY while another is open. */
+int dl_cut_begin(dl_index *ix, const uint64_t *known, uint32_t count, dl_cut **out);
+void dl_cut_end(dl_cut *cut);
+void dl_cut_head(const dl_cut *cut, const uint8_t **bytes, size_t *size); /* borrowed from the cut */
+uint32_t dl_cut_slabs(const dl_cut *cut);
+void dl_cut_forms(const dl_cut *cut, uint64_t *versions, uint8_t *forms); /* [dl_cut_slabs] */
+/* Each slab once. DL_ENOMEM also if memory was short when something else changed: nothing more can be saved then. */
+int dl_cut_save(dl_cut *cut, uint32_t slab, uint8_t **bytes, size_t *size);
+
+/* ---- loading: slabs in order, into a fresh index with the same config and frames; after an error it can only be closed ---- */
+/* parts: [count] the slab as it was saved whole and its deltas since, oldest first; version: that of the last */
+int dl_load_slab(dl_index *ix, uint32_t slab, uint64_t version, const uint8_t *const *parts, const size_t *sizes, uint32_t count);
 int dl_load_head(dl_index *ix, const uint8_t *bytes, size_t size, char *message, size_t message_size); /* last; checks all */
 void dl_free(void *bytes);
 void dl_fail_after(int64_t allocations); /* for tests: the n-th allocation from now fails, once; < 0: none */

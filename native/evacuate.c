@@ -142,10 +142,12 @@ static void carry_out(dl_index *ix, move m, uint64_t now)
     slab *old = slab_of(ix, m.from), *new = slab_of(ix, m.to);
     uint32_t i = m.from & SLAB_MASK, j = m.to & SLAB_MASK;
     record *r = atomic_load(&old->records[i]);
+    before_change(ix, m.from, false);
+    before_change(ix, m.to, true);
     copy_row(ix, m);
     new->level[j] = old->level[i];
     atomic_store(&new->records[j], r);
-    atomic_store(&new->row[j], atomic_load(&old->row[i]));
+    set_row(ix, m.to, atomic_load(&old->row[i]));
     if (ix->config.sources)
         memcpy(new->sources[j], old->sources[i], SOURCE_BYTES);
     copy_links(ix, m);
@@ -161,8 +163,6 @@ static void carry_out(dl_index *ix, move m, uint64_t now)
     pthread_mutex_unlock(&ix->commit);
     queue_push(&ix->fresh, m.to, now);
     queue_push(&ix->dead, m.from, now);
-    touch(ix, m.from);
-    touch(ix, m.to);
 }
 
 /* What was planned, but for rows that died since, or whose slab was encoded anew. */
@@ -196,6 +196,8 @@ static void drop_last(dl_index *ix)
 {
     uint32_t last = atomic_load(&ix->slab_count) - 1;
     slab *s = atomic_load(&ix->slabs[last]);
+    for (uint32_t i = 0; atomic_load(&ix->cut) && i < s->used; i++)
+        keep_image(ix, last * DL_SLAB + i); /* vacant slots, but a cut would look for them */
     ix->vacancies -= s->vacancies;
     ix->roomy[last >> 6] &= ~(1ull << (last & 63));
     uint64_t version = atomic_load(&s->version) + 1;

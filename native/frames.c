@@ -209,10 +209,12 @@ static void reencode(dl_index *ix, reader *r, uint32_t number, uint32_t id, bloc
             keep_slot(ix, to, from, i);
         atomic_store(&block_head(ix, to, i)->flags, flags_of(block_head(ix, from, i)));
     }
+    for (uint32_t i = 0; i < s->used; i++)
+        before_change(ix, number * DL_SLAB + i, true);
+    s->base = NEVER;
     count_slab(ix, number, -1, c->codes);
     block_publish(ix, number, to);
     count_slab(ix, number, 1, c->codes);
-    atomic_fetch_add(&s->version, 1);
     retire(ix, &from->link, RETIRED_BLOCK);
     leave_structure(ix);
 }

@@ -34,6 +34,7 @@ int dl_open(const dl_config *config, dl_index **out)
     pthread_cond_init(&ix->left, NULL);
     pthread_mutex_init(&ix->commit, NULL);
     pthread_mutex_init(&ix->pages, NULL);
+    pthread_mutex_init(&ix->images, NULL);
     atomic_store(&ix->clock, 1);
     atomic_store(&ix->entry, NONE);
     ix->places = table_new(MAX_SLABS * sizeof *ix->places);
@@ -41,7 +42,8 @@ int dl_open(const dl_config *config, dl_index **out)
     ix->roomy = table_new(MAX_SLABS / 64 * sizeof *ix->roomy);
     ix->segments = table_new(MAX_SEGMENTS * sizeof *ix->segments);
     ix->segment_rows = table_new(MAX_SEGMENTS * sizeof *ix->segment_rows);
-    if (!ix->places || !ix->slabs || !ix->roomy || !ix->segments || !ix->segment_rows) {
+    ix->referring = table_new(MAX_SEGMENTS * sizeof *ix->referring);
+    if (!ix->places || !ix->slabs || !ix->roomy || !ix->segments || !ix->segment_rows || !ix->referring) {
         dl_close(ix);
         return DL_ENOMEM;
     }
@@ -68,6 +70,7 @@ void dl_close(dl_index *ix)
     table_free(ix->roomy, MAX_SLABS / 64 * sizeof *ix->roomy);
     table_free((void *)ix->segments, MAX_SEGMENTS * sizeof *ix->segments);
     table_free(ix->segment_rows, MAX_SEGMENTS * sizeof *ix->segment_rows);
+    table_free((void *)ix->referring, MAX_SEGMENTS * sizeof *ix->referring);
     table_free(ix->buckets, ((size_t)ix->bucket_mask + 1) * sizeof *ix->buckets);
     free(ix->moves);
     free(ix->fresh.items);
@@ -79,17 +82,8 @@ void dl_close(dl_index *ix)
     pthread_cond_destroy(&ix->left);
     pthread_mutex_destroy(&ix->commit);
     pthread_mutex_destroy(&ix->pages);
+    pthread_mutex_destroy(&ix->images);
     free(ix);
-}
-
-void dl_lock(dl_index *ix)
-{
-    take_structure(ix);
-}
-
-void dl_unlock(dl_index *ix)
-{
-    leave_structure(ix);
 }
 
 int dl_attach(dl_index *ix, uint32_t segment, const float *base, uint32_t rows)
@@ -108,13 +102,8 @@ int dl_detach(dl_index *ix, uint32_t segment)
     if (segment >= MAX_SEGMENTS)
         return DL_EINVAL;
     take_structure(ix);
-    int code = DL_OK;
-    for (uint32_t slot = 0; code == DL_OK && slot < atomic_load(&ix->slot_count); slot++)
-        if (state_of(ix, slot) != SLOT_FREE &&
-            atomic_load(&slab_of(ix, slot)->row[slot & SLAB_MASK]) >> 32 == segment)
-            code = DL_EBUSY;
-    if (code == DL_OK && oldest_pin(ix) != NEVER)
-        code = DL_EBUSY; /* a reader may have taken the address */
+    /* a reader may have taken the address */
+    int code = atomic_load(&ix->referring[segment]) || oldest_pin(ix) != NEVER ? DL_EBUSY : DL_OK;
     if (code == DL_OK)
         atomic_store(&ix->segments[segment], NULL);
     leave_structure(ix);
@@ -181,10 +170,10 @@ void settle(dl_index *ix)
 /* A version ends at `now`; commit lock. */
 static void end_version(dl_index *ix, reader *r, uint32_t slot, uint64_t now)
 {
+    before_change(ix, slot, false);
     put(&slab_of(ix, slot)->death[slot & SLAB_MASK], (uint32_t)now);
     atomic_fetch_or_explicit(&head_of(ix, slot)->flags, DEAD, memory_order_release);
     set_state(ix, slot, SLOT_DEAD);
-    touch(ix, slot);
     count_codes(ix, slot, -1, r->codes);
     queue_push(&ix->dead, slot, now);
 }
@@ -246,14 +235,14 @@ static int insert_item(dl_index *ix, reader *r, const item *new, bool alone, uin
     }
     slab *s = slab_of(ix, slot);
     uint32_t i = slot & SLAB_MASK;
+    before_change(ix, slot, true); /* and all that comes until it is committed */
     to_plain(ix, new->vector, r->plain);
     block_put(ix, b, i, id, r->plain, r->turned, r->codes);
     atomic_store_explicit(&block_head(ix, b, i)->flags, UNBORN, memory_order_release);
     atomic_store(&s->records[i], made);
     s->level[i] = new->level;
-    atomic_store(&s->row[i], new->row);
+    set_row(ix, slot, new->row);
     set_state(ix, slot, SLOT_UNLINKING); /* occupied, and nobody's parent yet */
-    touch(ix, slot);
     probe_vector(ix, &r->query, r->plain);
     r->growth = 0;
     code = insert_node(ix, r, slot, alone);
@@ -405,8 +394,8 @@ static void source_one(dl_index *ix, uint32_t slot, uint64_t *out, const uint64_
     } else if (out) {
         memcpy(out, source_at(ix, slot), SOURCE_BYTES);
     } else if (slot != NONE && memcmp(source_at(ix, slot), in, SOURCE_BYTES)) {
+        before_change(ix, slot, false);
         memcpy(source_at(ix, slot), in, SOURCE_BYTES);
-        touch(ix, slot);
     }
 }
 
@@ -514,7 +503,7 @@ int dl_slab(dl_index *ix, uint32_t number, dl_slab_info *out)
     return DL_OK;
 }
 
-static int slab_rows(dl_index *ix, uint32_t number, bool dead_too, uint64_t *rows, uint8_t *frames, uint32_t *count)
+int dl_slab_rows(dl_index *ix, uint32_t number, uint64_t *rows, uint8_t *frames, uint32_t *count)
 {
     take_structure(ix);
     if (number >= atomic_load(&ix->slab_count)) {
@@ -524,23 +513,12 @@ static int slab_rows(dl_index *ix, uint32_t number, bool dead_too, uint64_t *row
     slab *s = atomic_load(&ix->slabs[number]);
     *count = 0;
     for (uint32_t i = 0; i < s->used; i++)
-        if (s->state[i] == SLOT_LIVE || (dead_too && s->state[i] != SLOT_FREE)) {
-            if (frames)
-                frames[*count] = block_head(ix, s->block, i)->frame;
+        if (s->state[i] == SLOT_LIVE) {
+            frames[*count] = block_head(ix, s->block, i)->frame;
             rows[(*count)++] = atomic_load(&s->row[i]);
         }
     leave_structure(ix);
     return DL_OK;
-}
-
-int dl_slab_rows(dl_index *ix, uint32_t number, uint64_t *rows, uint8_t *frames, uint32_t *count)
-{
-    return slab_rows(ix, number, false, rows, frames, count);
-}
-
-int dl_occupied_rows(dl_index *ix, uint32_t number, uint64_t *rows, uint32_t *count)
-{
-    return slab_rows(ix, number, true, rows, NULL, count);
 }
 
 void dl_usage_of(dl_index *ix, dl_usage *out)
@@ -561,9 +539,4 @@ void dl_usage_of(dl_index *ix, dl_usage *out)
         out->scratch += sizeof *r + slabs * (DL_SLAB / 8 + 1);
     out->total = out->codes + out->links + out->keys + out->meta + out->scratch;
     leave_structure(ix);
-}
-
-uint64_t dl_version(dl_index *ix, uint32_t number)
-{
-    return number < atomic_load(&ix->slab_count) ? atomic_load(&atomic_load(&ix->slabs[number])->version) : 0;
 }

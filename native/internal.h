@@ -105,6 +105,9 @@ typedef struct slab {
     uint32_t vacancies;             /* how many of them may be handed out again, and which; commit lock */
     uint64_t vacant[DL_SLAB / 64];
     _Atomic uint64_t version;
+    uint64_t base;                  /* the version that the last cut saw; NEVER: none, or all was written anew. Structure lock */
+    _Atomic uint64_t changed[DL_SLAB / 64], renewed[DL_SLAB / 64]; /* since then: slots, and those of them not in links alone */
+    uint32_t debt;                  /* cut.c: what saving changes alone has cost since the slab was saved whole. Structure lock */
     uint64_t sources[][2];          /* [DL_SLAB] where config.sources; commit lock, or the structure alone */
 } slab;
 
@@ -203,6 +206,7 @@ typedef struct {
 typedef struct chunk chunk;
 typedef struct piece piece;
 typedef struct cell cell;
+typedef struct dl_cut dl_cut;
 #define CELL_MOST ((size_t)512) /* bytes of a record that is a cell; beyond, malloc's header is little */
 
 /* Slots that a search may return. */
@@ -218,9 +222,11 @@ static inline bool is_allowed(const allowed *a, uint32_t slot)
 }
 
 /* Locks, in the order in which they are taken:
- *   structure   insertions and deletions share it; upkeep, publishing a re-encoded slab, frames and saving have it alone
+ *   structure   insertions, deletions and the saving of a slab share it; upkeep, publishing a re-encoded slab, frames and the
+ *               beginning of a cut have it alone
  *   slab.locks  a spin lock a slot; one at a time
- *   commit      the key map, slots handed out, counters, the clock's ticks: held for a few hundred nanoseconds */
+ *   commit      the key map, slots handed out, counters, the clock's ticks: held for a few hundred nanoseconds
+ *   images      what a cut keeps of slots that change: for the copy of one slot */
 struct dl_index {
     dl_config config;
     uint32_t padded;     /* dim rounded up to 32 */
@@ -242,6 +248,9 @@ struct dl_index {
     _Atomic uint32_t write_frame;
     _Atomic(const float *) *segments; /* [MAX_SEGMENTS] base addresses */
     uint32_t *segment_rows;
+    _Atomic uint32_t *referring;      /* [MAX_SEGMENTS] slots whose row lies there, dead ones too */
+    _Atomic(dl_cut *) cut;            /* cut.c: the one that is open; changes with the structure held alone */
+    pthread_mutex_t images;           /* its images */
 
     _Atomic uint64_t clock; /* starts at 1; one tick a visible change */
     _Atomic uint32_t entry;
@@ -422,9 +431,32 @@ static inline uint8_t level_of(const dl_index *ix, uint32_t slot)
     return slab_of(ix, slot)->level[slot & SLAB_MASK];
 }
 
-static inline void touch(dl_index *ix, uint32_t slot)
+void keep_image(dl_index *ix, uint32_t slot); /* cut.c */
+
+/* Comes before every change of what is saved of a slot, under the hold of the structure in which the change is made: an open cut
+ * still wants it as it was. `renewed`: its key, payload, code or frame changes, not only state, row, source, parent and links. */
+static inline void before_change(dl_index *ix, uint32_t slot, bool renewed)
 {
-    atomic_fetch_add_explicit(&slab_of(ix, slot)->version, 1, memory_order_relaxed);
+    slab *s = slab_of(ix, slot);
+    uint32_t word = (slot & SLAB_MASK) >> 6;
+    uint64_t bit = 1ull << (slot & 63);
+    atomic_fetch_add_explicit(&s->version, 1, memory_order_relaxed);
+    if (!(atomic_load_explicit(&s->changed[word], memory_order_relaxed) & bit))
+        atomic_fetch_or_explicit(&s->changed[word], bit, memory_order_relaxed);
+    if (renewed)
+        atomic_fetch_or_explicit(&s->renewed[word], bit, memory_order_relaxed);
+    if (atomic_load_explicit(&ix->cut, memory_order_relaxed))
+        keep_image(ix, slot);
+}
+
+/* The row of an occupied slot, which the segments' counts follow. */
+static inline void set_row(dl_index *ix, uint32_t slot, uint64_t row)
+{
+    uint64_t old = atomic_exchange(&slab_of(ix, slot)->row[slot & SLAB_MASK], row);
+    if (old != NO_ROW)
+        atomic_fetch_sub_explicit(&ix->referring[old >> 32], 1, memory_order_relaxed);
+    if (row != NO_ROW)
+        atomic_fetch_add_explicit(&ix->referring[row >> 32], 1, memory_order_relaxed);
 }
 
 /* Whether a slot that carries flags answers a search of the moment `now`. */

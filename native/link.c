@@ -67,8 +67,10 @@ static void replace_link(dl_index *ix, reader *r, _Atomic uint32_t *links, uint3
             shadowed = behind;
         }
     }
-    if (victim != NONE)
-        put(links + victim, to.slot);
+    if (victim == NONE)
+        return;
+    before_change(ix, from, false);
+    put(links + victim, to.slot);
 }
 
 /* Link `from` to `to`, whose distance is given. r->query holds `to`. */
@@ -79,11 +81,12 @@ void link_back(dl_index *ix, reader *r, uint32_t from, near to, uint32_t level)
     if (!has_link(ix, from, to.slot, level)) {
         _Atomic uint32_t *links = links_of(ix, from, level);
         uint32_t count = link_count(links, cap);
-        if (count < cap)
+        if (count < cap) {
+            before_change(ix, from, false);
             put(links + count, to.slot);
-        else
+        } else {
             replace_link(ix, r, links, cap, from, to);
-        touch(ix, from);
+        }
     }
     unlock_slot(ix, from);
 }
@@ -154,6 +157,5 @@ int insert_node(dl_index *ix, reader *r, uint32_t slot, bool alone)
         reroot(ix, r, slot);
         atomic_store(&ix->entry, slot);
     }
-    touch(ix, slot);
     return DL_OK;
 }

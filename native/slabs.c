@@ -167,6 +167,7 @@ int slab_add(dl_index *ix)
     memset((void *)s->links, 0xFF, link_bytes);
     memset(s->heir, 0xFF, sizeof s->heir);
     s->version = ix->versions; /* never one that a slab of this number had before */
+    s->base = NEVER;
     for (uint32_t i = 0; i < DL_SLAB; i++) {
         atomic_store_explicit(&s->row[i], NO_ROW, memory_order_relaxed);
         atomic_store_explicit(&s->parent[i], NO_PARENT, memory_order_relaxed);
@@ -241,6 +242,7 @@ void slot_release(dl_index *ix, uint32_t slot)
 {
     slab *s = slab_of(ix, slot);
     uint32_t i = slot & SLAB_MASK;
+    before_change(ix, slot, true);
     if (s->heir[i] == NONE) /* else the record is the heir's */
         record_free(ix, atomic_load(&s->records[i]));
     atomic_store(&s->records[i], NULL);
@@ -248,10 +250,9 @@ void slot_release(dl_index *ix, uint32_t slot)
     frame_of(ix, block_head(ix, s->block, i)->frame)->rows--;
     memset((void *)(s->links + (size_t)i * ix->links0), 0xFF, ix->links0 * sizeof(uint32_t));
     atomic_store(&block_head(ix, s->block, i)->flags, UNBORN);
-    atomic_store(&s->row[i], NO_ROW);
+    set_row(ix, slot, NO_ROW);
     atomic_store(&s->parent[i], NO_PARENT);
     s->level[i] = 0;
     set_state(ix, slot, SLOT_FREE);
-    touch(ix, slot);
     slot_vacate(ix, slot);
 }

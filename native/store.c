@@ -1,145 +1,12 @@
-/* Saving and loading. Bytes read back are hostile: each is checked before it is used, and a loaded graph as a whole by
- * check_structure before anything is searched.
+/* Loading what cuts saved (store.h says how). Bytes read back are hostile: each is checked before it is used, and a loaded graph as
+ * a whole by check_structure before anything is searched.
  *
- * Little-endian, no padding. Version 3 of the head, 4 of slabs; older ones are refused: rebuild from the log.
- *   head   "DLH3", u32 dim, metric, m, route bits; u64 seed, rotation seed, inserted; u32 slots, entry, write frame; f32 growth
- *   slab   "DLS4", u32 slab, used, flags: 1 floats, 2 sources; then per used slot:
- *          u8 state (0 free, 1 live, 2 dead), and unless free:
- *          u8 frame, u8 level, u32 parent, u64 row, with sources 2 u64, u32 payload size, u16 key size, key, payload;
- *          per level 0..level: u32 count, count * u32 slot (bit 31: an edge of the tree);
- *          the code: f32[dim], or f32 coarse norm, f32 fine norm, u16 stretch, the planes of kernels.h
- * A node that is being unlinked is saved as dead; one in limbo, which nothing links to, as free. */
+ * A slab comes as it was saved whole and the deltas since. All are read before anything is made of them: what a later part replaced
+ * may name rows and frames that are gone. */
 #include <math.h>
 
 #include "internal.h"
-
-static const char HEAD[4] = "DLH3", SLAB_HEAD[4] = "DLS4";
-enum { FLOATS = 1, SOURCES = 2 };
-
-/* ---- writing ---- */
-
-typedef struct {
-    uint8_t *bytes;
-    size_t size, capacity;
-    bool failed;
-} sink;
-
-static void emit(sink *out, const void *bytes, size_t size)
-{
-    if (out->failed)
-        return;
-    if (out->size + size > out->capacity) {
-        size_t capacity = 2 * (out->size + size) + 256;
-        uint8_t *memory = dl_grow(out->bytes, capacity);
-        if (!memory) {
-            out->failed = true;
-            return;
-        }
-        out->bytes = memory;
-        out->capacity = capacity;
-    }
-    memcpy(out->bytes + out->size, bytes, size);
-    out->size += size;
-}
-
-static void emit8(sink *out, uint8_t value)
-{
-    emit(out, &value, 1);
-}
-
-static void emit32(sink *out, uint32_t value)
-{
-    emit(out, &value, 4);
-}
-
-static void emit64(sink *out, uint64_t value)
-{
-    emit(out, &value, 8);
-}
-
-static int finish(sink *out, uint8_t **bytes, size_t *size)
-{
-    if (out->failed) {
-        free(out->bytes);
-        return DL_ENOMEM;
-    }
-    *bytes = out->bytes;
-    *size = out->size;
-    return DL_OK;
-}
-
-int dl_save_head(dl_index *ix, uint8_t **bytes, size_t *size)
-{
-    sink out = {0};
-    emit(&out, HEAD, 4);
-    emit32(&out, ix->config.dim);
-    emit32(&out, ix->config.metric);
-    emit32(&out, ix->config.m);
-    emit32(&out, ix->config.route_bits);
-    emit64(&out, ix->config.seed);
-    emit64(&out, ix->config.rotation_seed);
-    emit64(&out, ix->inserted);
-    emit32(&out, atomic_load(&ix->slot_count));
-    emit32(&out, get(&ix->entry));
-    emit32(&out, ix->write_frame);
-    float growth = atomic_load(&ix->growth);
-    emit(&out, &growth, sizeof growth);
-    return finish(&out, bytes, size);
-}
-
-static void save_slot(const dl_index *ix, sink *out, const slab *s, uint32_t slot)
-{
-    uint32_t i = slot & SLAB_MASK;
-    const head *h = block_head(ix, s->block, i);
-    record *r = atomic_load(&s->records[i]);
-    if (s->state[i] == SLOT_FREE || s->state[i] == SLOT_LIMBO) {
-        emit8(out, SLOT_FREE);
-        return;
-    }
-    emit8(out, s->state[i] == SLOT_LIVE ? SLOT_LIVE : SLOT_DEAD);
-    emit8(out, h->frame);
-    emit8(out, s->level[i]);
-    emit32(out, parent_of(ix, slot));
-    emit64(out, atomic_load(&s->row[i]));
-    if (ix->config.sources)
-        emit(out, s->sources[i], SOURCE_BYTES);
-    emit32(out, r->payload_size);
-    emit(out, &r->key_size, 2);
-    emit(out, key_of(ix, r), r->key_size + (size_t)r->payload_size);
-    for (uint32_t level = 0; level <= s->level[i]; level++) {
-        const _Atomic uint32_t *links = links_of(ix, slot, level);
-        uint32_t count = link_count(links, link_cap(ix, level));
-        emit32(out, count);
-        for (uint32_t j = 0; j < count; j++)
-            emit32(out, get(links + j));
-    }
-    if (s->block->is_float) {
-        emit(out, h + 1, ix->config.dim * sizeof(float));
-        return;
-    }
-    emit(out, &h->coarse_norm, 4);
-    emit(out, &h->fine_norm, 4);
-    emit(out, &h->stretch, 2);
-    emit(out, h + 1, ix->padded / 8 * ix->config.route_bits);
-    emit(out, rest_of(ix, h, slot), ix->rest_bytes);
-}
-
-int dl_save_slab(dl_index *ix, uint32_t number, uint8_t **bytes, size_t *size)
-{
-    if (number >= atomic_load(&ix->slab_count))
-        return DL_EINVAL;
-    sink out = {0};
-    const slab *s = atomic_load(&ix->slabs[number]);
-    emit(&out, SLAB_HEAD, 4);
-    emit32(&out, number);
-    emit32(&out, s->used);
-    emit32(&out, (s->block->is_float ? FLOATS : 0) | (ix->config.sources ? SOURCES : 0));
-    for (uint32_t i = 0; i < s->used; i++)
-        save_slot(ix, &out, s, number * DL_SLAB + i);
-    return finish(&out, bytes, size);
-}
-
-/* ---- reading ---- */
+#include "store.h"
 
 typedef struct {
     const uint8_t *at, *end;
@@ -181,125 +48,204 @@ static uint64_t take64(source *in)
     return value;
 }
 
-/* The record with its key, its payload and room for `level` lists. */
-static int load_key(dl_index *ix, slab *s, uint32_t i, uint8_t level, source *in)
+/* What is stored of one slot. */
+typedef struct {
+    uint8_t state, frame, level;
+    uint16_t key_size;
+    uint32_t parent, payload_size;
+    uint64_t row;
+    const uint8_t *source, *key, *code; /* the key, and behind it the payload */
+    const uint8_t *lists;               /* per level: u32 count, count * u32 */
+} stored;
+
+/* The lists are only passed over: as many as fit. */
+static void take_lists(const dl_index *ix, source *in, stored *r)
 {
-    uint32_t payload_size = take32(in);
-    uint16_t key_size = 0;
-    const uint8_t *bytes = take(in, 2);
-    if (bytes)
-        memcpy(&key_size, bytes, 2);
-    if (in->failed || !key_size || key_size > DL_MAX_KEY || payload_size >= 1u << 24 ||
-        !(bytes = take(in, key_size + (size_t)payload_size)))
-        return DL_ECORRUPT;
-    record *r = record_new(ix, level, bytes, key_size, bytes + key_size, payload_size);
-    if (!r)
-        return DL_ENOMEM;
-    atomic_store(&s->records[i], r);
-    return DL_OK;
+    r->lists = in->at;
+    for (uint32_t level = 0; level <= r->level; level++) {
+        uint32_t count = take32(in);
+        if (count > link_cap(ix, level))
+            in->failed = true;
+        take(in, (size_t)count * sizeof count);
+    }
 }
 
-static int load_links(dl_index *ix, uint32_t slot, uint8_t level, source *in)
+static void take_record(const dl_index *ix, source *in, bool is_float, stored *r)
 {
-    for (uint32_t l = 0; l <= level; l++) {
-        _Atomic uint32_t *links = links_of(ix, slot, l);
-        uint32_t count = take32(in);
-        if (count > link_cap(ix, l))
-            return DL_ECORRUPT;
-        for (uint32_t j = 0; j < count; j++) {
-            uint32_t word = take32(in);
-            if (word == NONE || (l && word & TREE))
+    uint8_t state = take8(in);
+    bool whole = !(state & RELINKED);
+    state &= (uint8_t)~RELINKED;
+    if (state > SLOT_DEAD || (!whole && (state == SLOT_FREE || r->state == SLOT_FREE)))
+        in->failed = true;
+    if (in->failed || state == SLOT_FREE) {
+        r->state = SLOT_FREE;
+        return;
+    }
+    r->state = state;
+    if (whole)
+        r->frame = take8(in);
+    uint8_t level = take8(in);
+    if (level > MAX_LEVEL || (!whole && level != r->level))
+        in->failed = true;
+    r->level = level;
+    r->parent = take32(in);
+    r->row = take64(in);
+    r->source = take(in, ix->config.sources ? SOURCE_BYTES : 0);
+    if (whole) {
+        r->payload_size = take32(in);
+        const uint8_t *bytes = take(in, 2);
+        r->key_size = 0;
+        if (bytes)
+            memcpy(&r->key_size, bytes, 2);
+        if (!r->key_size || r->key_size > DL_MAX_KEY || r->payload_size >= 1u << 24)
+            in->failed = true;
+        r->key = take(in, r->key_size + (size_t)r->payload_size);
+    }
+    if (!in->failed)
+        take_lists(ix, in, r);
+    if (whole)
+        r->code = take(in, is_float ? ix->config.dim * sizeof(float) : 10 + ix->padded / 8 * ix->config.route_bits + ix->rest_bytes);
+}
+
+/* One slab's. */
+typedef struct {
+    uint32_t used, flags, debt;
+    stored slots[DL_SLAB];
+} assembly;
+
+/* The slab as it was saved whole, or its next delta. */
+static bool take_part(const dl_index *ix, source in, uint32_t number, bool first, assembly *all)
+{
+    const uint8_t *magic = take(&in, 4);
+    uint32_t named = take32(&in), used = take32(&in), flags = take32(&in);
+    if (!magic || memcmp(magic, first ? SLAB_MAGIC : DELTA_MAGIC, 4) || in.failed || named != number || used > DL_SLAB ||
+        (flags & ~(uint32_t)FLOATS) != (ix->config.sources ? SOURCES : 0) || used < all->used || (!first && flags != all->flags))
+        return false;
+    all->used = used;
+    all->flags = flags;
+    uint32_t whole = 0, relinked = 0;
+    for (uint32_t i = 0; first && i < used && !in.failed; i++)
+        take_record(ix, &in, flags & FLOATS, &all->slots[i]);
+    for (uint32_t next = 0; !first && in.at != in.end && !in.failed;) {
+        const uint8_t *bytes = take(&in, 2);
+        uint16_t i = 0;
+        if (bytes)
+            memcpy(&i, bytes, 2);
+        if (!bytes || i < next || i >= used)
+            return false;
+        next = i + 1u;
+        bool links = in.at != in.end && *in.at & RELINKED;
+        relinked += links;
+        whole += !links;
+        take_record(ix, &in, flags & FLOATS, &all->slots[i]);
+    }
+    if (!first)
+        all->debt += DELTA_COST + whole + relinked / RELINKED_PER_WHOLE;
+    return !in.failed && in.at == in.end;
+}
+
+static int load_links(dl_index *ix, uint32_t slot, const stored *r)
+{
+    const uint8_t *at = r->lists;
+    for (uint32_t level = 0; level <= r->level; level++) {
+        _Atomic uint32_t *links = links_of(ix, slot, level);
+        uint32_t count, word;
+        memcpy(&count, at, sizeof count);
+        at += sizeof count;
+        for (uint32_t j = 0; j < count; j++, at += sizeof word) {
+            memcpy(&word, at, sizeof word);
+            if (word == NONE || (level && word & TREE))
                 return DL_ECORRUPT;
             put(links + j, word);
         }
     }
-    return in->failed ? DL_ECORRUPT : DL_OK;
-}
-
-static int load_code(dl_index *ix, slab *s, uint32_t slot, source *in)
-{
-    size_t dim = ix->config.dim;
-    head *h = block_head(ix, s->block, slot & SLAB_MASK);
-    if (s->block->is_float) {
-        const uint8_t *row = take(in, dim * sizeof(float));
-        if (!row)
-            return DL_ECORRUPT;
-        memcpy(h + 1, row, dim * sizeof(float));
-        return all_finite((const float *)(h + 1), dim) ? DL_OK : DL_ECORRUPT;
-    }
-    const uint8_t *norms = take(in, 10), *routing = take(in, ix->padded / 8 * ix->config.route_bits), *rest = take(in, ix->rest_bytes);
-    if (!rest)
-        return DL_ECORRUPT;
-    memcpy(&h->coarse_norm, norms, 4);
-    memcpy(&h->fine_norm, norms + 4, 4);
-    memcpy(&h->stretch, norms + 8, 2);
-    memcpy(h + 1, routing, ix->padded / 8 * ix->config.route_bits);
-    memcpy((uint8_t *)rest_of(ix, h, slot), rest, ix->rest_bytes);
-    return isfinite(h->coarse_norm) && isfinite(h->fine_norm) && h->stretch < 0x7F80 ? DL_OK : DL_ECORRUPT;
-}
-
-static int load_slot(dl_index *ix, slab *s, uint32_t slot, source *in)
-{
-    uint32_t i = slot & SLAB_MASK;
-    uint8_t state = take8(in);
-    if (in->failed || state > SLOT_DEAD)
-        return DL_ECORRUPT;
-    if (state == SLOT_FREE)
-        return DL_OK;
-    uint8_t id = take8(in), level = take8(in);
-    put(&s->parent[i], take32(in));
-    uint64_t row = take64(in);
-    if (ix->config.sources) {
-        s->sources[i][0] = take64(in);
-        s->sources[i][1] = take64(in);
-    }
-    if (in->failed || id >= DL_FRAMES || !frame_of(ix, id) || frame_of(ix, id)->is_float != s->block->is_float ||
-        level > MAX_LEVEL || !row_exists(ix, row))
-        return DL_ECORRUPT;
-    int code = load_key(ix, s, i, level, in);
-    if (code == DL_OK)
-        code = load_links(ix, slot, level, in);
-    if (code == DL_OK)
-        code = load_code(ix, s, slot, in);
-    if (code != DL_OK)
-        return code;
-    /* only now is the slot more than memory that slab_free gives back */
-    block_head(ix, s->block, i)->frame = id;
-    atomic_store(&block_head(ix, s->block, i)->flags, 0);
-    s->level[i] = level;
-    s->state[i] = state;
-    atomic_store(&s->row[i], row);
-    frame_of(ix, id)->rows++;
     return DL_OK;
 }
 
-/* Slabs are loaded in order, into an index that holds nothing else. After an error the index can only be closed. */
-int dl_load_slab(dl_index *ix, uint32_t number, uint64_t version, const uint8_t *bytes, size_t size)
+static int load_code(dl_index *ix, slab *s, uint32_t slot, const uint8_t *code)
 {
-    source in = {bytes, bytes + size, false};
-    const uint8_t *magic = take(&in, 4);
-    uint32_t named = take32(&in), used = take32(&in), flags = take32(&in), is_float = flags & FLOATS;
-    if (!magic || memcmp(magic, SLAB_HEAD, 4) || in.failed || named != number ||
-        number != atomic_load(&ix->slab_count) || used > DL_SLAB ||
-        (flags & ~(uint32_t)FLOATS) != (ix->config.sources ? SOURCES : 0) || (is_float && float_frame(ix) == NONE) ||
-        !frame_of(ix, ix->write_frame))
+    size_t dim = ix->config.dim, routing = ix->padded / 8 * ix->config.route_bits;
+    head *h = block_head(ix, s->block, slot & SLAB_MASK);
+    if (s->block->is_float) {
+        memcpy(h + 1, code, dim * sizeof(float));
+        return all_finite((const float *)(h + 1), dim) ? DL_OK : DL_ECORRUPT;
+    }
+    memcpy(&h->coarse_norm, code, 4);
+    memcpy(&h->fine_norm, code + 4, 4);
+    memcpy(&h->stretch, code + 8, 2);
+    memcpy(h + 1, code + 10, routing);
+    memcpy((uint8_t *)rest_of(ix, h, slot), code + 10 + routing, ix->rest_bytes);
+    return isfinite(h->coarse_norm) && isfinite(h->fine_norm) && h->stretch < 0x7F80 ? DL_OK : DL_ECORRUPT;
+}
+
+static int load_slot(dl_index *ix, slab *s, uint32_t slot, const stored *r)
+{
+    uint32_t i = slot & SLAB_MASK;
+    if (r->state == SLOT_FREE)
+        return DL_OK;
+    if (r->frame >= DL_FRAMES || !frame_of(ix, r->frame) || frame_of(ix, r->frame)->is_float != s->block->is_float ||
+        !row_exists(ix, r->row))
+        return DL_ECORRUPT;
+    record *made = record_new(ix, r->level, r->key, r->key_size, r->key + r->key_size, r->payload_size);
+    if (!made)
+        return DL_ENOMEM;
+    atomic_store(&s->records[i], made);
+    put(&s->parent[i], r->parent);
+    if (ix->config.sources)
+        memcpy(s->sources[i], r->source, SOURCE_BYTES);
+    int code = load_links(ix, slot, r);
+    if (code == DL_OK)
+        code = load_code(ix, s, slot, r->code);
+    if (code != DL_OK)
+        return code;
+    /* only now is the slot more than memory that slab_free gives back */
+    block_head(ix, s->block, i)->frame = r->frame;
+    atomic_store(&block_head(ix, s->block, i)->flags, 0);
+    s->level[i] = r->level;
+    s->state[i] = r->state;
+    set_row(ix, slot, r->row);
+    frame_of(ix, r->frame)->rows++;
+    return DL_OK;
+}
+
+static int load_assembly(dl_index *ix, uint32_t number, uint64_t version, const assembly *all)
+{
+    bool is_float = all->flags & FLOATS;
+    if ((is_float && float_frame(ix) == NONE) || !frame_of(ix, ix->write_frame))
         return DL_ECORRUPT;
     int code = slab_add(ix);
     if (code != DL_OK)
         return code;
     slab *s = atomic_load(&ix->slabs[number]);
-    if (s->block->is_float != (bool)is_float) {
+    if (s->block->is_float != is_float) {
         block *b = block_new(ix, is_float), *old = s->block;
         if (!b)
             return DL_ENOMEM;
         block_publish(ix, number, b);
         block_free(ix, old);
     }
-    s->used = used;
-    s->version = version;
-    for (uint32_t i = 0; code == DL_OK && i < used; i++)
-        code = load_slot(ix, s, number * DL_SLAB + i, &in);
-    return code == DL_OK && in.at != in.end ? DL_ECORRUPT : code;
+    s->used = all->used;
+    s->version = s->base = version;
+    s->debt = all->debt;
+    for (uint32_t i = 0; code == DL_OK && i < all->used; i++)
+        code = load_slot(ix, s, number * DL_SLAB + i, &all->slots[i]);
+    return code;
+}
+
+int dl_load_slab(dl_index *ix, uint32_t number, uint64_t version, const uint8_t *const *parts, const size_t *sizes, uint32_t count)
+{
+    if (!count || number != atomic_load(&ix->slab_count))
+        return DL_ECORRUPT;
+    assembly *all = dl_zalloc(sizeof *all);
+    if (!all)
+        return DL_ENOMEM;
+    int code = DL_OK;
+    for (uint32_t i = 0; code == DL_OK && i < count; i++)
+        code = take_part(ix, (source){parts[i], parts[i] + sizes[i], false}, number, !i, all) ? DL_OK : DL_ECORRUPT;
+    if (code == DL_OK)
+        code = load_assembly(ix, number, version, all);
+    free(all);
+    return code;
 }
 
 /* Parents must exist and lead to the entry point without a cycle; a dead node's may be gone. */
@@ -381,7 +327,7 @@ int dl_load_head(dl_index *ix, const uint8_t *bytes, size_t size, char *message,
     memcpy(&growth, &bits, sizeof growth);
     if (message_size)
         strncpy(message, "the head does not belong to this index", message_size - 1);
-    if (in.failed || memcmp(magic, HEAD, 4) || in.at != in.end || dim != ix->config.dim ||
+    if (in.failed || memcmp(magic, HEAD_MAGIC, 4) || in.at != in.end || dim != ix->config.dim ||
         metric != ix->config.metric || m != ix->config.m || route_bits != ix->config.route_bits ||
         seed != ix->config.seed || rotation_seed != ix->config.rotation_seed || write_frame >= DL_FRAMES ||
         !frame_of(ix, write_frame) || !(growth >= 0 && growth < INFINITY) || inserted >> 62)

@@ -17,10 +17,10 @@ uint32_t parent_of(const dl_index *ix, uint32_t slot)
 void set_parent(dl_index *ix, uint32_t slot, uint32_t parent)
 {
     bool hung = parent_of(ix, slot) != NO_PARENT;
+    before_change(ix, slot, false);
     put(&slab_of(ix, slot)->parent[slot & SLAB_MASK], parent);
     if (hung)
         atomic_fetch_add(&ix->rehung, 1);
-    touch(ix, slot);
 }
 
 bool reaches_root(const dl_index *ix, uint32_t slot)
@@ -36,7 +36,7 @@ void hold(dl_index *ix, reader *r, uint32_t from, uint32_t to)
 {
     _Atomic uint32_t *links = links_of(ix, from, 0);
     uint32_t cap = link_cap(ix, 0), slot, at = 0, victim = NONE;
-    touch(ix, from);
+    before_change(ix, from, false);
     while (link_at(links, cap, at, &slot) && slot != to)
         at++;
     if (at < cap) {
@@ -63,7 +63,7 @@ void let_go(dl_index *ix, uint32_t from, uint32_t to)
 {
     _Atomic uint32_t *links = links_of(ix, from, 0);
     uint32_t slot;
-    touch(ix, from);
+    before_change(ix, from, false);
     for (uint32_t i = 0; link_at(links, link_cap(ix, 0), i, &slot); i++)
         if (slot == to)
             put(links + i, to);

@@ -42,6 +42,7 @@ static void adopt_orphans(dl_index *ix, reader *r, uint32_t dead)
 {
     _Atomic uint32_t *links = links_of(ix, dead, 0);
     uint32_t child, slot;
+    before_change(ix, dead, false);
     for (uint32_t i = 0; link_at(links, ix->links0, i, &child); i++) {
         put(links + i, child);
         if (parent_of(ix, child) != dead || state_of(ix, child) == SLOT_UNLINKING)
@@ -190,9 +191,9 @@ static int repair(dl_index *ix, reader *r, uint32_t slot, uint32_t level)
     if (!touched)
         return DL_OK;
     if (standing == size) {
+        before_change(ix, slot, false);
         for (uint32_t i = 0; i < size; i++)
             put(links + i, kept[i]);
-        touch(ix, slot);
         return DL_OK;
     }
     int code = picked_reserve(r, (size_t)cap * (cap + 1));
@@ -207,9 +208,9 @@ static int repair(dl_index *ix, reader *r, uint32_t slot, uint32_t level)
         return code;
     near_sort(r->picked + standing, count - standing);
     uint32_t chosen = choose(ix, r, r->picked, count, standing, cap);
+    before_change(ix, slot, false);
     for (uint32_t i = 0; i < size || i < chosen; i++)
         put(links + i, i < standing ? kept[i] : i < chosen ? r->picked[i].slot : NONE);
-    touch(ix, slot);
     for (uint32_t i = standing; i < chosen; i++)
         link_back(ix, r, r->picked[i].slot, (near){r->picked[i].distance, slot}, level);
     return DL_OK;
@@ -236,8 +237,8 @@ static void end_round(dl_index *ix)
     uint64_t now = atomic_fetch_add(&ix->clock, 1) + 1;
     for (size_t i = 0; i < ix->round_size; i++) {
         uint32_t slot = ix->round[i];
+        before_change(ix, slot, false);
         set_state(ix, slot, SLOT_LIMBO);
-        touch(ix, slot);
         queue_push(&ix->limbo, slot, now);
     }
     ix->round_size = 0;

@@ -24,7 +24,7 @@ CHUNKS = "chunks"
 KEY = struct.Struct(">QII")
 NUMBER_AT = 12  # what stands before it is the chunk
 PIECE_BYTES = (1 << 20) - 16  # with LMDB's 16-byte header exactly 256 pages
-TRANSACTION_BYTES = 64 << 20  # LMDB holds a transaction's pages in memory until it commits
+TRANSACTION_BYTES = 8 << 20  # held in memory twice until they are committed: as chunks, and as LMDB's pages
 
 
 class ChunkWriter:
@@ -34,10 +34,12 @@ class ChunkWriter:
     returned.
     """
 
-    def __init__(self, environment: Environment, snapshot: int, written: Callable[[int], None]) -> None:
+    def __init__(self, environment: Environment, snapshot: int, progress: Callable[[int], None]) -> None:
+        """progress: is told how many bytes are on disk."""
         self._environment = environment
         self._snapshot = snapshot
-        self._written = written  # is told the bytes of each transaction
+        self._progress = progress
+        self._done = 0
         self._ordinal = 0
         self._waiting: list[tuple[bytes, memoryview]] = []
         self._waiting_bytes = 0
@@ -61,9 +63,10 @@ class ChunkWriter:
             with self._environment.write(room=self._waiting_bytes) as txn:
                 for key, piece in self._waiting:
                     txn.put(CHUNKS, key, piece)
-        self._written(self._waiting_bytes)
+        self._done += self._waiting_bytes
         self._waiting.clear()
         self._waiting_bytes = 0
+        self._progress(self._done)
 
 
 def read_chunk(txn: ReadTransaction, entry: ChunkEntry) -> bytes:

@@ -171,7 +171,8 @@ class FileRawVectors:
             return {segment: (rows.ctypes.data, len(rows)) for segment, rows in self._rows.items()}
 
     def high_water(self) -> dict[int, int]:
-        """Segment id -> rows written; what a manifest says of the segments it names."""
+        """Segment id -> rows written; what a manifest says of the segments it names. Rows are appended to the
+        segment with the highest id."""
         with self._lock:
             return dict(self._used)
 

@@ -2,7 +2,7 @@
 
 What lies where: directory.py, chunks.py, manifest.py and segments.py.
 
-A commit syncs the raw vectors, writes the chunks that changed in transactions of at most 64 MiB, and in a
+A commit syncs the raw vectors, writes the chunks that changed in transactions of at most 8 MiB, and in a
 last one the manifest: that makes the snapshot, and drops those that are no longer retained. A process that
 dies earlier leaves orphans, which the next open removes. A chunk that did not change is named again, not
 written again; it goes when no manifest names it.
@@ -213,20 +213,19 @@ class SnapshotStore:
         extra: Mapping[str, Json] | None = None,
         *,
         reached: Mapping[str, Mapping[int, Reached]] | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[int], None] = lambda done: None,
     ) -> SnapshotInfo:
         """Make a cut, with the next offset of every topic and partition it has applied, the newest snapshot.
 
-        On disk when it returns; after an error, or a crash at any moment before, it never was. `progress` is
-        told bytes written and bytes to write. SnapshotError if the disk refuses, or if a segment that the cut
-        names was removed meanwhile (cut again); InvalidInput for a chunk said to be unchanged since a version
-        that is not stored.
+        On disk when it returns; after an error, or a crash at any moment before, it never was. The cut's
+        chunks are asked for one by one as there is room to write them; `progress` is told how many bytes of
+        them are on disk. SnapshotError if the disk refuses, or if a segment that the cut names was removed
+        meanwhile (cut again); InvalidInput for a chunk said to be unchanged since a version that is not
+        stored.
         """
         with self._committing:
             try:
-                return self._write(
-                    cut, offsets, extra or {}, reached or {}, progress or (lambda done, total: None)
-                )
+                return self._write(cut, offsets, extra or {}, reached or {}, progress)
             except BaseException:
                 with suppress(SnapshotError):  # what cannot be removed now is removed at the next open
                     self._discard()
@@ -268,33 +267,28 @@ class SnapshotStore:
         offsets: Mapping[str, Mapping[int, int]],
         extra: Mapping[str, Json],
         reached: Mapping[str, Mapping[int, Reached]],
-        progress: Callable[[int, int], None],
+        progress: Callable[[int], None],
     ) -> SnapshotInfo:
         dim = self._dim
         if dim is None:
             raise InvalidInput(f"{self.path}: no dimension was given, and none is there")
         created, started = time.time_ns() // 1_000_000, time.monotonic()
-        segments = self._sync_raw(cut.segments)
-        row_checksums = {} if self._raw is None else self._raw.checksums(segments)
-        changed = {name: memoryview(c.data) for name, c in cut.chunks.items() if c.data is not None}
-        total = len(cut.state) + sum(data.nbytes for data in changed.values())
-        done = 0
-
-        def written(size: int) -> None:
-            nonlocal done
-            done += size
-            progress(done, total)
-
+        segments = self._hold_raw(cut.segments)
         number = self._next_id()
-        writer = ChunkWriter(self._environment, number, written)
+        writer = ChunkWriter(self._environment, number, progress)
         state = writer.add(0, cut.state)
         chunks: dict[str, ChunkEntry] = {}
         for name, chunk in cut.chunks.items():
-            data = changed.get(name)
-            chunks[name] = (
-                self._unchanged(name, chunk.version) if data is None else writer.add(chunk.version, data)
-            )
+            if chunk.data is None:
+                chunks[name] = self._unchanged(name, chunk.version)
+            else:
+                chunks[name] = writer.add(chunk.version, chunk.data)
         writer.finish()
+        changed = [entry for entry in chunks.values() if entry.snapshot == number]
+        row_checksums = {}
+        if self._raw is not None:  # last: until they are asked for, chunks cost memory
+            self._raw.sync()
+            row_checksums = self._raw.checksums(segments)
         info = SnapshotInfo(
             id=number,
             created=created,
@@ -304,7 +298,7 @@ class SnapshotStore:
             live=cut.live,
             digest=cut.digest,
             bytes=state.size + sum(entry.size for entry in chunks.values()),
-            bytes_written=total,
+            bytes_written=state.size + sum(entry.size for entry in changed),
             chunks_written=len(changed),
             chunks_shared=len(chunks) - len(changed),
             offsets=offsets,
@@ -314,15 +308,14 @@ class SnapshotStore:
         self._conclude(Manifest(info, state, chunks, segments, row_checksums))
         return info
 
-    def _sync_raw(self, segments: frozenset[int]) -> dict[int, int]:
-        # Rows that the cut names must be on disk before a manifest names them.
+    def _hold_raw(self, segments: frozenset[int]) -> dict[int, int]:
+        # How many rows of each are meant; they must be on disk before a manifest names them.
         if self._raw is None:
             if segments:
                 raise InvalidInput(f"{self.path}: the cut names raw segments, but none are kept here")
             return {}
         self._raw.hold(segments)
         rows = self._raw.high_water()
-        self._raw.sync()
         return {segment: rows[segment] for segment in sorted(segments)}
 
     def _unchanged(self, name: str, version: int) -> ChunkEntry:

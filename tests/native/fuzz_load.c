@@ -21,7 +21,7 @@ typedef struct {
     uint8_t bytes[MOST];
     size_t size;
 } image;
-static image slabs[2], heads[2];
+static image slabs[2], deltas[2], heads[2];
 
 static void must(int good, const char *what)
 {
@@ -82,10 +82,22 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
         if (tiles)
             must(dl_upkeep(ix, 1, &more) == DL_OK, "upkeep");
         delete(ix, 20, 2);
-        must(dl_save_slab(ix, 0, &bytes, &size) == DL_OK, "save");
+        dl_cut *cut;
+        const uint8_t *head;
+        must(dl_cut_begin(ix, NULL, 0, &cut) == DL_OK && dl_cut_save(cut, 0, &bytes, &size) == DL_OK, "save");
         keep(&slabs[tiles], bytes, size);
-        must(dl_save_head(ix, &bytes, &size) == DL_OK, "save the head");
-        keep(&heads[tiles], bytes, size);
+        uint64_t version;
+        uint8_t form;
+        dl_cut_forms(cut, &version, &form);
+        dl_cut_end(cut);
+        delete(ix, 30, 2);
+        upsert(ix, 35, 3);
+        must(dl_cut_begin(ix, &version, 1, &cut) == DL_OK && dl_cut_save(cut, 0, &bytes, &size) == DL_OK, "save what changed");
+        keep(&deltas[tiles], bytes, size);
+        dl_cut_head(cut, &head, &size);
+        must(size <= MOST, "the head fits");
+        memcpy(heads[tiles].bytes, head, heads[tiles].size = size);
+        dl_cut_end(cut);
         dl_close(ix);
     }
     return 0;
@@ -130,28 +142,32 @@ static void use(dl_index *ix)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static image slab, head;
+    static image slab, delta, head;
     if (!size)
         return 0;
-    int tiles = *data & 1, head_too = *data & 2, whole = *data & 4;
+    int tiles = *data & 1, head_too = *data & 2, whole = *data & 4, delta_too = *data & 8;
     slab = slabs[tiles];
+    delta = deltas[tiles];
     head = heads[tiles];
     if (whole && size <= MOST) {
         memcpy(slab.bytes, data + 1, size - 1);
         slab.size = size - 1;
     }
     for (size_t at = 1; !whole && at + 4 <= size && at <= 4 * MOST_EDITS; at += 4)
-        damage(head_too && data[at] & 0x80 ? &head : &slab, data + at);
+        damage(head_too && data[at] & 0x80 ? &head : delta_too && data[at] & 0x40 ? &delta : &slab, data + at);
     char message[256];
     dl_index *ix = open_index(tiles);
     /* exactly as long as they are, so that the sanitizer sees a read behind them */
-    uint8_t *bytes = malloc(slab.size + 1), *more = malloc(head.size + 1);
+    uint8_t *bytes = malloc(slab.size + 1), *since = malloc(delta.size + 1), *more = malloc(head.size + 1);
     memcpy(bytes + 1, slab.bytes, slab.size);
+    memcpy(since + 1, delta.bytes, delta.size);
     memcpy(more + 1, head.bytes, head.size);
-    if (dl_load_slab(ix, 0, 1, bytes + 1, slab.size) == DL_OK &&
+    const uint8_t *parts[] = {bytes + 1, since + 1};
+    if (dl_load_slab(ix, 0, 1, parts, (size_t[]){slab.size, delta.size}, 2) == DL_OK &&
         dl_load_head(ix, more + 1, head.size, message, sizeof message) == DL_OK)
         use(ix);
     free(bytes);
+    free(since);
     free(more);
     dl_close(ix);
     return 0;

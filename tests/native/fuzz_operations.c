@@ -160,27 +160,29 @@ static void search(uint8_t about, uint8_t how)
 
 static void save_and_load(void)
 {
-    uint8_t *head, *bytes[MOST_SLABS];
+    const uint8_t *stored;
+    uint8_t *bytes[MOST_SLABS], *head, forms[MOST_SLABS];
     size_t head_size, sizes[MOST_SLABS];
     uint64_t versions[MOST_SLABS];
     char message[256];
     uint32_t n = dl_slabs(ix);
-    must(n <= MOST_SLABS, "few slabs");
-    dl_lock(ix);
-    must(dl_save_head(ix, &head, &head_size) == DL_OK, "save the head");
-    for (uint32_t i = 0; i < n; i++) {
-        must(dl_save_slab(ix, i, &bytes[i], &sizes[i]) == DL_OK, "save");
-        versions[i] = dl_version(ix, i);
-    }
-    dl_unlock(ix);
+    dl_cut *cut;
+    must(n <= MOST_SLABS && dl_cut_begin(ix, NULL, 0, &cut) == DL_OK, "begin a cut of few slabs");
+    dl_cut_forms(cut, versions, forms);
+    for (uint32_t i = 0; i < n; i++)
+        must(forms[i] == DL_WHOLE && dl_cut_save(cut, i, &bytes[i], &sizes[i]) == DL_OK, "save");
+    dl_cut_head(cut, &stored, &head_size);
+    head = malloc(head_size);
+    memcpy(head, stored, head_size);
+    dl_cut_end(cut);
     dl_close(ix);
     open_index();
     for (uint32_t i = 0; i < n; i++) {
-        must(dl_load_slab(ix, i, versions[i], bytes[i], sizes[i]) == DL_OK, "load");
+        must(dl_load_slab(ix, i, versions[i], (const uint8_t *const *)&bytes[i], &sizes[i], 1) == DL_OK, "load");
         dl_free(bytes[i]);
     }
     must(dl_load_head(ix, head, head_size, message, sizeof message) == DL_OK, message);
-    dl_free(head);
+    free(head);
     check();
 }
 

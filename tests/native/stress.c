@@ -25,7 +25,7 @@ static float *rows;
 static dl_index *ix;
 static uint32_t still_slots[STILL];
 static _Atomic int stop, failures;
-static _Atomic long searches, writes, rounds, moves, drops;
+static _Atomic long searches, writes, rounds, moves, drops, cuts, deltas;
 static _Atomic uint64_t next_row, live_sum; /* of live rows' ids, kept by what writing says that it replaced */
 static const dl_config config = {DIM, DL_L2, 5, 24, ROUTE_BITS, 7, 9, 1};
 
@@ -322,41 +322,79 @@ static dl_index *open_index(void)
     return made;
 }
 
-/* What is saved at any moment, in the middle of a round too, loads. Slabs whose version stands are not saved again. */
-enum { MOST_SLABS = 16 };
+/* A cut is saved a slab at a time, between steps of upkeep and beside writers, and loads as the index was when it began. Of slabs
+ * that the cut before had, only what changed since is saved. */
+enum { MOST_SLABS = 16, MOST_PARTS = 32 };
 static struct {
     uint64_t version;
-    uint8_t *bytes;
-    size_t size;
+    uint8_t *parts[MOST_PARTS];
+    size_t sizes[MOST_PARTS];
+    uint32_t count;
 } saved[MOST_SLABS];
+static dl_cut *cut;
+static uint32_t next_slab, cut_frame;
+static uint64_t versions[MOST_SLABS];
+static uint8_t forms[MOST_SLABS];
 
-static void save_and_load(void)
+static void forget_parts(uint32_t slab)
 {
-    uint8_t *head = NULL;
-    size_t head_size = 0;
+    for (uint32_t i = 0; i < saved[slab].count; i++)
+        dl_free(saved[slab].parts[i]);
+    saved[slab].count = 0;
+}
+
+static void begin_cut(uint32_t frame)
+{
+    uint64_t known[MOST_SLABS];
+    for (uint32_t i = 0; i < MOST_SLABS; i++)
+        known[i] = saved[i].count ? saved[i].version : UINT64_MAX;
+    if (!expect(dl_slabs(ix) <= MOST_SLABS && dl_cut_begin(ix, known, MOST_SLABS, &cut) == DL_OK, "begin a cut"))
+        return;
+    dl_cut *second;
+    expect(dl_cut_begin(ix, known, MOST_SLABS, &second) == DL_EBUSY, "one cut at a time");
+    dl_cut_forms(cut, versions, forms);
+    for (uint32_t i = dl_cut_slabs(cut); i < MOST_SLABS; i++)
+        forget_parts(i);
+    next_slab = 0;
+    cut_frame = frame;
+}
+
+static void load_cut(void)
+{
+    const uint8_t *head;
+    size_t size;
     char message[256];
-    dl_lock(ix);
-    uint32_t slabs = dl_slabs(ix);
-    expect(slabs <= MOST_SLABS && dl_save_head(ix, &head, &head_size) == DL_OK, "save the head");
-    for (uint32_t i = 0; i < slabs; i++) {
-        if (saved[i].bytes && saved[i].version == dl_version(ix, i))
-            continue;
-        dl_free(saved[i].bytes);
-        saved[i].version = dl_version(ix, i);
-        expect(dl_save_slab(ix, i, &saved[i].bytes, &saved[i].size) == DL_OK, "save a slab");
-    }
-    dl_unlock(ix);
+    dl_cut_head(cut, &head, &size);
     dl_index *copy = open_index();
-    expect(dl_frame_write(copy, 1) == DL_OK, "write in tiles");
-    for (uint32_t i = 0; i < slabs; i++)
-        expect(dl_load_slab(copy, i, saved[i].version, saved[i].bytes, saved[i].size) == DL_OK, "load a slab");
-    expect(dl_load_head(copy, head, head_size, message, sizeof message) == DL_OK, message);
+    expect(dl_frame_write(copy, cut_frame) == DL_OK, "write in tiles");
+    for (uint32_t i = 0; i < dl_cut_slabs(cut); i++)
+        expect(dl_load_slab(copy, i, saved[i].version, (const uint8_t *const *)saved[i].parts, saved[i].sizes, saved[i].count) == DL_OK,
+               "load a slab");
+    expect(dl_load_head(copy, head, size, message, sizeof message) == DL_OK, message);
     expect(dl_check(copy, 1, message, sizeof message) == DL_OK, message);
     for (int more = 1; more;)
         expect(dl_upkeep(copy, 1, &more) == DL_OK, "upkeep of what was loaded");
     expect(dl_check(copy, 1, message, sizeof message) == DL_OK, message);
     dl_close(copy);
-    dl_free(head);
+}
+
+static void go_on_with_cut(void)
+{
+    uint32_t i = next_slab++;
+    if (i == dl_cut_slabs(cut)) {
+        load_cut();
+        dl_cut_end(cut);
+        cut = NULL;
+        atomic_fetch_add(&cuts, 1);
+        return;
+    }
+    atomic_fetch_add(&deltas, forms[i] == DL_DELTA);
+    if (forms[i] == DL_WHOLE)
+        forget_parts(i);
+    saved[i].version = versions[i];
+    uint32_t *count = &saved[i].count;
+    if (forms[i] != DL_SAME && expect(*count < MOST_PARTS, "few deltas"))
+        expect(dl_cut_save(cut, i, &saved[i].parts[*count], &saved[i].sizes[*count]) == DL_OK, "save a slab"), ++*count;
 }
 
 /* A search may still read the block that the last move replaced; it ends by itself. */
@@ -402,8 +440,11 @@ static void *keep_up(void *argument)
             expect(pairs[2 * i + 1] / DL_SLAB < pairs[2 * i] / DL_SLAB, "moves go down");
         atomic_fetch_add(&moves, count);
         atomic_fetch_add(&drops, dl_slabs(ix) < slabs);
+        if (cut)
+            go_on_with_cut();
+        else if (draw(&state, 4) == 0)
+            begin_cut(frame);
         switch (draw(&state, 60)) {
-        case 0: save_and_load(); break;
         case 1: change_frames(&frame); break;
         case 2: expect(move_slab(draw(&state, dl_slabs(ix)), 1 + draw(&state, 2)) == DL_OK, "reencode"); break;
         case 3: expect(dl_detach(ix, 0) == DL_EBUSY, "detach what is in use"); break;
@@ -487,11 +528,13 @@ int main(int argc, char **argv)
         expect(dl_upkeep(ix, 1, &more) == DL_OK, "last upkeep");
     expect_live_sum();
     expect(dl_check(ix, 1, message, sizeof message) == DL_OK, message);
-    printf("%ld batches beside %ld searches and %ld steps of upkeep, %ld moves and %ld times fewer slabs: %s\n",
+    while (cut)
+        go_on_with_cut();
+    printf("%ld batches beside %ld searches and %ld steps of upkeep, %ld moves, %ld times fewer slabs, %ld cuts with %ld deltas: %s\n",
            atomic_load(&writes), atomic_load(&searches), atomic_load(&rounds), atomic_load(&moves), atomic_load(&drops),
-           atomic_load(&failures) ? "FAILED" : "all right");
+           atomic_load(&cuts), atomic_load(&deltas), atomic_load(&failures) ? "FAILED" : "all right");
     for (uint32_t i = 0; i < MOST_SLABS; i++)
-        dl_free(saved[i].bytes);
+        forget_parts(i);
     dl_close(ix);
     free(rows);
     return atomic_load(&failures);

@@ -6,7 +6,7 @@ from statistics import NormalDist
 
 import numpy as np
 from driftline import native
-from driftline.native import Core, Tile
+from driftline.native import Core, CoreCut, Tile
 
 ROTATION_SEED = 77
 SPREAD = math.sqrt(3)
@@ -51,6 +51,35 @@ def core_of(
         core.open_frame(1, tile)
         core.write_frame(1)
     return core
+
+
+def saved(core: Core) -> tuple[bytes, dict[int, tuple[int, bytes]]]:
+    """The head and every slab with its version, as of now."""
+    cut = core.cut({})
+    slabs = {number: (int(cut.versions[number]), cut.save(number)) for number in range(len(cut))}
+    cut.close()
+    return cut.head, slabs
+
+
+Stored = dict[int, tuple[int, list[bytes]]]
+"""By slab its version, and its bytes when it was saved whole and its deltas since."""
+
+
+def saved_since(core: Core, stored: Stored) -> tuple[bytes, Stored]:
+    """The head, and `stored` brought up to now by a cut that saves what changed."""
+    cut = core.cut({number: version for number, (version, _) in stored.items()})
+    return cut.head, taken(cut, stored)
+
+
+def taken(cut: CoreCut, stored: Stored) -> Stored:
+    """The same, of a cut that was begun before."""
+    slabs: Stored = {}
+    for number in range(len(cut)):
+        before = stored[number][1] if cut.is_same(number) or cut.is_delta(number) else []
+        parts = before if cut.is_same(number) else [*before, cut.save(number)]
+        slabs[number] = int(cut.versions[number]), parts
+    cut.close()
+    return slabs
 
 
 def keys_of(numbers: np.ndarray | range) -> list[bytes]:

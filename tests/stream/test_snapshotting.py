@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from driftline.index.sources import pack_sources
+from driftline.snapshots import segments
 from driftline.stream.config import Logging, Settings
 from driftline.stream.drift_events import DriftEvents
 from driftline.stream.events import make_logger
@@ -109,4 +110,38 @@ async def test_slabs_that_moved_are_kept_without_records(
     again = await asyncio.to_thread(Shard.open, settings, make_logger(Logging()))
     assert again.index is not None
     assert [(frame.frame, frame.rows) for frame in again.index.stats().frames] == [(2, ROWS)]
+    await asyncio.to_thread(again.close)
+
+
+async def test_files_stay_in_proportion(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows replaced at random between snapshots: raw files hold a small multiple of what is live, where
+    without rewriting old ones would keep a row or two; a restart finds what was applied."""
+    one = settings.snapshots.model_copy(update={"keep": 1})
+    settings = settings.model_copy(update={"snapshots": one})
+    monkeypatch.setattr(segments, "MIN_ROWS", 100)
+    monkeypatch.setattr(segments, "SEGMENT_BYTES", 1)
+    shard = await asyncio.to_thread(Shard.open, settings, make_logger(Logging()))
+    rng = np.random.default_rng(0)
+    none = pack_sources([], [], [])
+    for turn in range(30):
+        keys = [b"%d" % key for key in (range(1000) if not turn else rng.choice(1000, 300, replace=False))]
+        x = gaussian(len(keys), DIM, turn)
+        sources = pack_sources([0] * len(keys), [turn] * len(keys), [turn] * len(keys))
+        batch = VectorBatch(keys, x, [None] * len(keys), sources, [], none, {0: turn}, [], None, None)
+        await shard.apply(batch, {0: turn + 1}, len(keys), {})
+        await upkeep(shard)
+        pending = await shard.cut()
+        assert pending is not None
+        await shard.commit(pending)
+    assert shard.index is not None
+    digest = shard.index.digest
+    files = list((tmp_path / "data" / "segments").iterdir())
+    assert len(files) < 2.2 * 1000 / 100  # 1.3 times what is live, the dead, and what the snapshot names
+    await asyncio.to_thread(shard.close)
+    again = await asyncio.to_thread(Shard.open, settings, make_logger(Logging()))
+    assert again.index is not None
+    assert again.index.digest == digest
+    again.index.check()
     await asyncio.to_thread(again.close)
