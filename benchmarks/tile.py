@@ -76,9 +76,8 @@ def laws(count: int, seed: int) -> dict[str, Any]:
     encoder = TileEncoder(1, "lognormal")
     encoder.update(skewed)
     encoder.fit()
-    best = (
-        3**0.5 * np.pi / 2 * LOG_SIGMA**2 * np.exp(2 * LOG_SIGMA**2) / 256**2
-    )  # (int p^(1/3))^3 / (12 256^2)
+    # The integral of p^(1/3), to the third power, / (12 * 256^2).
+    best = 3**0.5 * np.pi / 2 * LOG_SIGMA**2 * np.exp(2 * LOG_SIGMA**2) / 256**2
     found = squared_errors(encoder, skewed)[8]
     figures["lognormal"] = {
         "log_sigma": LOG_SIGMA,

@@ -21,10 +21,8 @@ FORBIDDEN = (errors.TopicAuthorizationFailedError.errno, errors.ClusterAuthoriza
 MAX_RECORD_BYTES = 1_048_588  # Kafka's default for max.message.bytes, where it may not be asked
 BEGIN, END = -2, -1  # the protocol's timestamps for the first and the next offset
 READ_COMMITTED = 1  # END is then the last stable offset: what a reader of committed records can reach
-NO_GENERATION, NO_RETENTION = (
-    -1,
-    -1,
-)  # a commit from outside a rebalancing group; kept as long as the broker keeps any
+NO_GENERATION = -1  # a commit from outside a rebalancing group,
+NO_RETENTION = -1  # kept as long as the broker keeps any
 BROKER_DEFAULT = -1  # replicas
 
 

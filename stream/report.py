@@ -228,9 +228,8 @@ def _bands(
         if event["event"] == "frame.opened":
             number: int = event["frame"]
             written_until(at)
-            if (
-                event["expected_gain"] is None
-            ):  # the first code after floats: of a new index, if others are alive
+            if event["expected_gain"] is None:
+                # The first code after floats: of a new index, if others are alive.
                 for band in alive.values():
                     end(band, at)
                 alive.clear()

@@ -80,8 +80,7 @@ def recall_plot(report: Report, axis: TimeAxis) -> str:
             "circle",
             tag("title", text(
                 f"{clock(recall.time_ms)}: recall@{recall.k} {recall.recall:.4f}, between {recall.low:.4f} "
-                "and "
-                f"{recall.high:.4f}; {recall.queries:,} queries, ef {recall.ef}"
+                f"and {recall.high:.4f}; {recall.queries:,} queries, ef {recall.ef}"
             )),
             class_="dot recall", cx=axis.x(recall.time_ms), cy=scale.y(recall.recall), r=radius,
         )
@@ -185,8 +184,8 @@ def ingest_plot(report: Report, axis: TimeAxis) -> str:
         tag(
             "rect",
             tag("title", text(
-                f"{clock(span.from_ms)} to {clock(span.to_ms)}: {span.rows:,} rows, {number(_rate(span))} "
-                "a second"
+                f"{clock(span.from_ms)} to {clock(span.to_ms)}: {span.rows:,} rows, "
+                f"{number(_rate(span))} a second"
             )),
             class_="ingest", x=axis.x(span.from_ms), y=scale.y(_rate(span)),
             width=max(0.7, axis.x(span.to_ms) - axis.x(span.from_ms)), height=height - scale.y(_rate(span)),
@@ -221,8 +220,8 @@ def _band_words(band: Band) -> str:
 
 
 def _alarms(report: Report, axis: TimeAxis, height: int) -> str:
-    """A line through the plot and a number above it for each alarm; a thin line where rows were counted "
-    "anew."""
+    """A line through the plot and a number above it for each alarm; a thin line where rows were counted
+    anew."""
     parts = [
         tag(
             "line", tag("title", f"{clock(at)}: the index was started again, and counts its rows anew"),
