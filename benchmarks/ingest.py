@@ -112,9 +112,8 @@ async def follow(
 
 
 def main() -> None:
-    flags = parser(__doc__)
+    flags = parser(__doc__, ask=200)
     flags.add_argument("--rate", type=float, default=50, help="searches a second (default: %(default)s)")
-    flags.add_argument("--ask", type=int, default=200, help="queries for recall (default: %(default)s)")
     flags.add_argument("--rounds", type=int, default=1, help="ratios are medians of so many (default: 1)")
     options = flags.parse_args()
     base, queries = load_vectors(options.base, options.limit), load_vectors(options.queries, options.ask)
