@@ -18,7 +18,7 @@ from rich.text import Text
 
 from .config import Settings
 from .drift_words import sentence
-from .history import DriftEvent, follow, status_of
+from .history import MEASUREMENTS, DriftEvent, follow, status_of
 
 __all__ = ["Watched", "view", "watch"]
 
@@ -28,7 +28,6 @@ CURVE = 48  # windows in a curve, one character each
 BLOCKS = "▁▂▃▄▅▆▇█"
 BAR = 24  # characters
 LEAST_RANGE = 0.02  # of recall, from the bottom of its curve to 1
-SILENT = ("drift.window", "canary.window", "reencode.progress")
 
 
 class Watched:
@@ -60,7 +59,7 @@ class Watched:
                 self.moving = None
             case _:
                 pass
-        if event["event"] not in SILENT:
+        if event["event"] not in MEASUREMENTS:
             self.happenings.append(event)
 
     def saw(self, status: Mapping[str, Any] | None, at_s: float) -> None:
