@@ -22,11 +22,14 @@ from aiokafka.protocol.metadata import MetadataRequest
 from ..errors import BrokerUnavailable, ConfigError, InvalidInput, LogError, RecordRefused, TopicNotFound
 from .log import Security
 
-__all__ = ["REQUEST_S", "KafkaClient", "check", "connection_settings", "turned"]
+__all__ = ["READ_COMMITTED", "REQUEST_S", "KafkaClient", "check", "connection_settings", "turned"]
 
 T = TypeVar("T")
 
 REQUEST_S = 10.0  # one request to one broker; then the connection is renewed
+# The protocol's isolation level; the end of a partition is then the last stable offset: as far as a reader of
+# committed records can come.
+READ_COMMITTED = 1
 RETRY_S = 0.1  # between two attempts
 RECONNECT_S = 0.5  # between two attempts to reach any broker at all
 PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")

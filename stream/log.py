@@ -45,8 +45,9 @@ Compression = Literal["none", "gzip", "snappy", "lz4", "zstd"]
 
 FETCH_RECORDS = 1000  # what one fetch returns at most unless asked otherwise
 RECORD_OVERHEAD = 100  # bytes: Kafka's batch header (61) and the record's own varints (at most 36)
-TOMBSTONES_MS = 86_400_000  # Kafka's default for delete.retention.ms
 HEADER_OVERHEAD = 10  # bytes: two varint lengths
+TOMBSTONES_MS = 86_400_000  # Kafka's default for delete.retention.ms
+MAX_RECORD_BYTES = 1_048_588  # and for max.message.bytes; the local log's too: what works here works there
 TOPIC_NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
 
