@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorruptIndex, InvalidInput
+from ..native import MAX_DIM
 from .divergence import Dimensions, jensen_shannon, psi, wasserstein
 from .events import DriftDetected, DriftWindow, WorstDimension
 from .kinds import kind_of
@@ -423,7 +424,7 @@ class DriftMonitor:
         version = int(number(known, "version", 1, 2**31))
         if version > STATE_VERSION:
             raise CorruptIndex(f"drift statistics of version {version}, not {STATE_VERSION}")
-        dim = int(number(known, "dim", 1, 4096))
+        dim = int(number(known, "dim", 1, MAX_DIM))
         seed = known.get("rotation_seed")
         monitor = cls(
             dim,

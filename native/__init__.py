@@ -1,7 +1,7 @@
 """native/ computes: the C core - graph, codes, kernels - and its only doorway from Python."""
 
 from .answers import Answers, MergedAnswers, PackedAnswers
-from .core import FRAMES, NO_ROW, SLAB, Core, Slab, Survey, Tile, Usage
+from .core import FRAMES, MAX_DIM, NO_ROW, SLAB, Core, Slab, Survey, Tile, Usage
 from .functions import (
     bin_counts,
     force_isa,
@@ -17,6 +17,7 @@ from .threads import side_by_side
 
 __all__ = [
     "FRAMES",
+    "MAX_DIM",
     "NO_ROW",
     "SLAB",
     "Answers",
