@@ -329,9 +329,9 @@ class DriftMonitor:
     ) -> DriftDetected:
         """Forget the old world: the next frame and the next reference are of what came after the change.
 
-        That are the windows `since` the first that differed, without the first, which the change lies in; of
-        one alone, or of the chunks that differ by `far`, all but the first: a change further inside them
-        would have set them apart.
+        What came after it are the windows `since` the first one that differed, but not that one: the change
+        lies in it. Where one window alone is an alarm, or the chunks that differ by `far`, it is all of their
+        chunks but the first: had the change come later, they would lie further apart.
         """
         assert self._reference is not None, "what differs was compared"
         first = far if len(since) == 1 and far else since

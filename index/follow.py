@@ -243,6 +243,8 @@ class Follower:
         least: float | None = None,
         leaving: Frame | None = None,
     ) -> bool:
+        """Write new vectors in this frame from now on. True if older ones are to move as well: not where
+        recall holds without it; then only those of a frame that is `leaving` do."""
         assert frame.parameters is not None, "vectors are never written in floats again"
         self._frames.write_in(frame)
         rows = frame.parameters.rows
