@@ -1,9 +1,10 @@
 """Drift events as sentences."""
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["sentence"]
+__all__ = ["sentence", "time_of_day"]
 
 KINDS = {  # of a change; records of older versions have none
     "abrupt": " abruptly",
@@ -11,6 +12,11 @@ KINDS = {  # of a change; records of older versions have none
     "scale": " in scale",
     "returning": " back to an earlier state",
 }
+
+
+def time_of_day(event: Mapping[str, Any]) -> str:
+    """When a drift event was told, in local time."""
+    return time.strftime("%H:%M:%S", time.localtime(event["time_ms"] / 1000))
 
 
 def sentence(event: Mapping[str, Any]) -> str:

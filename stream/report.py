@@ -48,6 +48,10 @@ class Ingest:
     to_ms: int
     rows: int
 
+    @property
+    def per_second(self) -> float:
+        return 1000 * self.rows / (self.to_ms - self.from_ms)
+
 
 @dataclass(frozen=True, slots=True)
 class Recall:

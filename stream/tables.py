@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .drift_words import sentence
+from .drift_words import sentence, time_of_day
 
 __all__ = ["show"]
 
@@ -170,8 +170,7 @@ def _drift(console: Console, result: Result) -> None:
     table.add_column("event", style="cyan", no_wrap=True)
     table.add_column("what", overflow="fold")
     for event in result["events"]:
-        at = time.strftime("%H:%M:%S", time.localtime(event["time_ms"] / 1000))
-        table.add_row(at, event["event"], Text(sentence(event)))
+        table.add_row(time_of_day(event), event["event"], Text(sentence(event)))
     console.print(table if result["events"] else "no drift event yet")
     now = result["now"]
     if now is None:
@@ -192,8 +191,7 @@ def _reencode(console: Console, result: Result) -> None:
     console.print(states[result["state"]] + ("; paused, --resume goes on" if result["paused"] else ""))
     last = result["last"]
     if result["state"] == "idle" and last is not None:
-        at = time.strftime("%H:%M:%S", time.localtime(last["time_ms"] / 1000))
-        console.print(f"the last one, {at}: {sentence(last)}")
+        console.print(f"the last one, {time_of_day(last)}: {sentence(last)}")
 
 
 def _report(console: Console, result: Result) -> None:

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .config import Settings
-from .drift_words import sentence
+from .drift_words import sentence, time_of_day
 from .history import MEASUREMENTS, DriftEvent, follow, status_of
 
 __all__ = ["Watched", "view", "watch"]
@@ -100,7 +100,7 @@ async def _watch_live(settings: Settings) -> None:
 async def _print_events(settings: Settings) -> None:
     async for events in follow(settings, HISTORY, EVERY_S):
         for event in events:
-            print(f"{_time(event)} {event['event']:<18} {sentence(event)}", flush=True)
+            print(f"{time_of_day(event)} {event['event']:<18} {sentence(event)}", flush=True)
 
 
 def view(watched: Watched, height: int) -> RenderableType:
@@ -209,9 +209,5 @@ def _happenings(events: Sequence[DriftEvent]) -> RenderableType:
     table.add_column(overflow="fold")
     for event in events:
         style = "bold red" if event["event"] == "drift.detected" else ""
-        table.add_row(_time(event), Text(sentence(event), style=style))
+        table.add_row(time_of_day(event), Text(sentence(event), style=style))
     return table
-
-
-def _time(event: DriftEvent) -> str:
-    return time.strftime("%H:%M:%S", time.localtime(event["time_ms"] / 1000))
