@@ -1,8 +1,9 @@
 """native/ computes: the C core - graph, codes, kernels - and its only doorway from Python."""
 
 from .answers import Answers, MergedAnswers, PackedAnswers
-from .core import FRAMES, MAX_DIM, NO_ROW, SLAB, Core, Slab, Survey, Tile, Usage
+from .core import FRAMES, NO_ROW, SLAB, Core, Slab, Survey, Tile, Usage
 from .functions import (
+    MAX_DIM,
     bin_counts,
     force_isa,
     isa,

@@ -16,11 +16,10 @@ from .answers import Answers, JoinedAnswers, PackedAnswers
 from .arrays import checked, floats, pack, pointer
 from .threads import in_parts, side_by_side
 
-__all__ = ["FRAMES", "MAX_DIM", "NO_ROW", "SLAB", "Core", "Slab", "Survey", "Tile", "Usage"]
+__all__ = ["FRAMES", "NO_ROW", "SLAB", "Core", "Slab", "Survey", "Tile", "Usage"]
 
 FRAMES: int = lib.DL_FRAMES  # alive at once
 SLAB: int = lib.DL_SLAB  # slots per slab
-MAX_DIM: int = lib.DL_MAX_DIM
 NO_ROW = 2**64 - 1  # the row id where there is no raw vector
 SPARE = 1 << 20  # bytes of an answer up to which its memory is kept for the next one
 MOVES: int = lib.DL_MOVES  # slots that upkeep moves at once

@@ -24,11 +24,11 @@
  * *block*: codes, norms and a frame byte per slot. A *frame* is one set of encoder parameters; at most DL_FRAMES are
  * alive. A *row id* names a raw vector: segment << 32 | row.
  *
- * Threads. Everything may be called from any thread at any time but dl_close, which needs to be alone. dl_search, dl_exact,
- * dl_witness and dl_get take no lock (dl_get one for a probe of the key map) and never wait for a writer. dl_upsert and
- * dl_delete run side by side; a lock a node guards its links. dl_upkeep, the frame calls, attaching, dl_check, loading and
- * saving (dl_lock) have the structure to themselves, and writers wait for the step they take; dl_reencode encodes beside
- * everybody and waits only to publish. With one writing thread the same calls give the same graph.
+ * Threads. Everything may be called from any thread at any time but dl_close, which needs to be alone. dl_search, dl_exact, dl_witness and
+ * dl_get take no lock (dl_get one for a probe of the key map) and never wait for a writer. dl_upsert and dl_delete run side by
+ * side; a lock a node guards its links. dl_upkeep, the frame calls, attaching, dl_check, loading and saving (dl_lock) have the
+ * structure to themselves, and writers wait for the step they take; dl_reencode encodes beside everybody and waits only to
+ * publish. With one writing thread the same calls give the same graph.
  *
  * Ownership. Inputs are borrowed for the call, except segment memory: it must stay mapped until dl_detach. dl_hits and
  * saved bytes are the caller's: dl_hits_free, dl_free.
