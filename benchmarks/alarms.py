@@ -251,7 +251,7 @@ def stored(place: str, options: argparse.Namespace) -> tuple[Told, int]:
 
 
 def main() -> None:
-    flags = parser(__doc__ or "", queries=False)
+    flags = parser(__doc__, queries=False)
     flags.add_argument(
         "--sets", nargs="*", default=[f"{DEMO}:base"], metavar="FILE", help="resampled as streams"
     )

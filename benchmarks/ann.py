@@ -20,7 +20,7 @@ from driftline.stream.feeding import progress_bar
 from peers import SYSTEMS, Shape, Unavailable
 from peers.measured import GRID, Built, Curve, Data, K, at_recall
 from peers.process import Process
-from report import machine, parser, show, write
+from report import add_graph_flags, machine, parser, show, write
 from vectors import as_l2, kth_distances, recall
 
 RECALLS = (0.90, 0.95, 0.99)
@@ -131,12 +131,10 @@ def show_builds(entries: list[dict[str, Any]], shape: Shape) -> None:
 
 
 def main() -> None:
-    flags = parser(__doc__)
+    flags = parser(__doc__, ask=2000)
     flags.add_argument("--metric", choices=("l2", "ip", "cosine"), default="l2")
     flags.add_argument("--threads", type=int, default=1, help="for builds and batches (default: %(default)s)")
-    flags.add_argument("--m", type=int, default=16, help="links per node (default: %(default)s)")
-    flags.add_argument("--ef-construction", type=int, default=200, help="(default: %(default)s)")
-    flags.add_argument("--ask", type=int, default=2000, metavar="N", help="queries (default: %(default)s)")
+    add_graph_flags(flags)
     flags.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
     flags.add_argument("--systems", default=",".join(SYSTEMS), help="(default: %(default)s)")
     options = flags.parse_args()

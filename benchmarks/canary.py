@@ -119,7 +119,7 @@ def live(index: OnlineIndex, queries: Vectors, ef: int, budget: float, rounds: i
 
 
 def main() -> None:
-    flags = parser(__doc__ or "")
+    flags = parser(__doc__)
     flags.add_argument(
         "--ef", type=int, nargs="+", default=[16, 24, 32, 64, 128], help="(default: %(default)s)"
     )

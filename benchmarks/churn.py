@@ -21,7 +21,7 @@ from driftline.stream.feeding import progress_bar
 from peers import Keys, Shape, Unavailable
 from peers.measured import Changed, Data, K
 from peers.process import Process
-from report import parser, report
+from report import add_graph_flags, parser, report
 from vectors import kth_distances, recall
 
 SYSTEMS = ("driftline", "hnswlib", "usearch-f16")
@@ -149,7 +149,7 @@ def run(churn: Churn, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    flags = parser(__doc__)
+    flags = parser(__doc__, ask=1000)
     flags.add_argument("--live", type=int, default=75_000, metavar="ROWS",
                        help="at most three quarters of them (default: %(default)s)")  # fmt: skip
     flags.add_argument("--share", type=float, default=0.05, help="replaced per round (default: %(default)s)")
@@ -161,9 +161,7 @@ def main() -> None:
                        help="between recalls (default: %(default)s)")  # fmt: skip
     flags.add_argument("--fresh-every", type=int, default=20, metavar="ROUNDS",
                        help="between fresh builds (default: %(default)s)")  # fmt: skip
-    flags.add_argument("--ask", type=int, default=1000, metavar="N", help="queries (default: %(default)s)")
-    flags.add_argument("--m", type=int, default=16, help="links per node (default: %(default)s)")
-    flags.add_argument("--ef-construction", type=int, default=200, help="(default: %(default)s)")
+    add_graph_flags(flags)
     flags.add_argument("--threads", type=int, default=1, help="(default: %(default)s)")
     flags.add_argument("--systems", default=",".join(SYSTEMS), help="(default: %(default)s)")
     options = flags.parse_args()

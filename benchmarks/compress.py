@@ -193,13 +193,12 @@ def latencies(systems: dict[tuple[str, str], Any], queries: Vectors, rounds: int
 
 
 def main() -> None:
-    flags = parser(__doc__ or "")
+    flags = parser(__doc__, ask=500)
     flags.add_argument("--codes", nargs="+", choices=["tile", "kmeans"], default=["tile"], metavar="CODE",
                        help="of %(choices)s (default: tile)")  # fmt: skip
     flags.add_argument("--ef-construction", nargs="+", type=int, default=[100, 50, 25], metavar="N",
                        help="builds; searched along ef: the first (default: %(default)s)")  # fmt: skip
     flags.add_argument("--fit-rows", type=int, metavar="N", help="that k-means sees (default: faiss's own)")
-    flags.add_argument("--ask", type=int, default=500, metavar="N", help="queries (default: %(default)s)")
     flags.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
     options = flags.parse_args()
     makers = {"tile": Tile, "kmeans": partial(KMeans, Fits(options.fit_rows))}

@@ -231,7 +231,7 @@ def _three(value: float | None) -> str:
 
 
 def main() -> None:
-    flags = parser(__doc__ or "", queries=False)
+    flags = parser(__doc__, queries=False)
     flags.add_argument("--order", metavar="FILE", help="write rows in the stable order of these values")
     flags.add_argument("--queries", metavar="FILE", help="ask these at every step")
     flags.add_argument("--newest", action="store_true", help="draw queries from the rows of the step alone")

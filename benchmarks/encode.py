@@ -62,7 +62,7 @@ def measure(dim: int, megabytes: int, rounds: int, seed: int) -> dict[str, float
 
 
 def main() -> None:
-    flags = parser(__doc__ or "", base=False, queries=False)
+    flags = parser(__doc__, base=False, queries=False)
     flags.add_argument("--dims", type=int, nargs="+", default=[128, 384, 784], metavar="DIM")
     flags.add_argument("--megabytes", type=int, default=154, help="of vectors (default: %(default)s)")
     flags.add_argument("--rounds", type=int, default=7, help="(default: %(default)s)")

@@ -25,7 +25,7 @@ import numpy as np
 from driftline import OnlineIndex
 from driftline.stream.feeding import progress_bar
 from numpy.typing import NDArray
-from report import parser, report
+from report import add_graph_flags, parser, report
 from vectors import Vectors, load_vectors, open_vectors
 
 K = 10
@@ -144,13 +144,11 @@ def measure(of: Filter, index: OnlineIndex, base: Vectors, queries: Vectors, ef:
 
 
 def main() -> None:
-    flags = parser(__doc__)
+    flags = parser(__doc__, ask=500)
     flags.add_argument("--labels", metavar="FILE", help="a whole number for each vector")
     flags.add_argument("--query-labels", metavar="FILE", help="and for each query")
     flags.add_argument("--ef", type=int, default=64, help="(default: %(default)s)")
-    flags.add_argument("--ask", type=int, default=500, metavar="N", help="queries (default: %(default)s)")
-    flags.add_argument("--m", type=int, default=16, help="links per node (default: %(default)s)")
-    flags.add_argument("--ef-construction", type=int, default=200, help="(default: %(default)s)")
+    add_graph_flags(flags)
     options = flags.parse_args()
     base, queries = load_vectors(options.base, options.limit), load_vectors(options.queries, options.ask)
     made = filters(base, queries, options)

@@ -143,7 +143,7 @@ def main() -> None:
             url = f"kafka:{broker.bootstrap}"
             asyncio.run(create_topics(url))
             token = asyncio.run(fill(url, base[: options.held]))
-            with rivals(Path(name), broker, base.shape[1], len(base))[system]() as rival:
+            with rivals(Path(name), url, base.shape[1], len(base))[system]() as rival:
                 runs[system] = asyncio.run(measure(url, rival, broker, base, queries, token, options))
     rows = [
         [

@@ -8,32 +8,27 @@ Before it, a hundred thousand fuzzed requests: each is answered once, or its ref
 
 import asyncio
 import random
-import sys
-import tempfile
 import time
-from pathlib import Path
 
 from driftline.stream.feeding import progress_bar
 from driftline.stream.log import open_log
 from report import parser, report
+from running import place
 
-sys.path.append(str(Path(__file__).parent.parent))  # the tests' broker and service, and the fuzz itself
-
-from tests.kafka.broker import KafkaBroker
 from tests.stream.fuzzing import SETTINGS, Tally, fuzz_records, fuzz_requests
 from tests.stream.running import Place
 
 
-async def play(url: str, place: Place, records: int, requests: int, seed: int) -> tuple[Tally, Tally]:
+async def play(url: str, fuzzed: Place, records: int, requests: int, seed: int) -> tuple[Tally, Tally]:
     async with open_log(url) as log:
         with progress_bar() as progress:
             asking = progress.add_task("requests", total=requests, note="")
             asked = await fuzz_requests(
-                log, place, requests, seed, lambda done: progress.update(asking, completed=done)
+                log, fuzzed, requests, seed, lambda done: progress.update(asking, completed=done)
             )
             feeding = progress.add_task("records", total=records, note="")
             fed = await fuzz_records(
-                log, place, records, seed, lambda done: progress.update(feeding, completed=done)
+                log, fuzzed, records, seed, lambda done: progress.update(feeding, completed=done)
             )
     return fed, asked
 
@@ -49,14 +44,10 @@ def main() -> None:
         options.seed = random.SystemRandom().randrange(2**31)
     print(f"fuzz      seed {options.seed}", flush=True)
     began = time.monotonic()
-    with (
-        tempfile.TemporaryDirectory(prefix="driftline-fuzz-") as name,
-        KafkaBroker(Path(name) / "kafka") as broker,
-    ):
-        url = f"kafka:{broker.bootstrap}"
-        place = Place(url, "fuzz", Path(name), **SETTINGS)
-        with place.service.start():
-            fed, asked = asyncio.run(play(url, place, options.records, options.requests, options.seed))
+    with place(None) as (directory, url):
+        fuzzed = Place(url, "fuzz", directory, **SETTINGS)
+        with fuzzed.service.start():
+            fed, asked = asyncio.run(play(url, fuzzed, options.records, options.requests, options.seed))
     wrong = fed.wrong + asked.wrong
     figures = {
         "records": fed.fuzzed, "good_records": fed.good, "dead_letters": fed.codes,

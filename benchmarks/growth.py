@@ -17,7 +17,7 @@ from driftline.stream.feeding import progress_bar
 from peers import Shape, Unavailable
 from peers.measured import GRID, Built, Data, K, at_recall
 from peers.process import Process
-from report import parser, report
+from report import add_graph_flags, parser, report
 from vectors import kth_distances, recall
 
 SYSTEMS = ("driftline", "hnswlib")
@@ -68,12 +68,10 @@ def exponent(figures: list[dict[str, float]], what: str) -> float:
 
 
 def main() -> None:
-    flags = parser(__doc__)
+    flags = parser(__doc__, ask=1000)
     flags.add_argument("--sizes", metavar="ROWS,...", help="(default: 1/30, 1/10, 1/3 and all of the rows)")
     flags.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
-    flags.add_argument("--ask", type=int, default=1000, metavar="N", help="queries (default: %(default)s)")
-    flags.add_argument("--m", type=int, default=16, help="links per node (default: %(default)s)")
-    flags.add_argument("--ef-construction", type=int, default=200, help="(default: %(default)s)")
+    add_graph_flags(flags)
     flags.add_argument("--threads", type=int, default=1, help="(default: %(default)s)")
     flags.add_argument("--systems", default=",".join(SYSTEMS), help="(default: %(default)s)")
     options = flags.parse_args()

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -27,9 +26,8 @@ from driftline.stream.log import open_log
 from peers.process import Process
 from report import milliseconds, parser, report
 from rivals import EF, K, Load, Rival, begun, cpu_s, create_topics, fill, hits_recall, rivals
+from running import place
 from vectors import Vectors, kth_distances, load_vectors, recall
-
-from tests.kafka.broker import KafkaBroker
 
 BATCH = 512  # as the service applies at once
 LIBRARY = "the index alone"
@@ -112,22 +110,17 @@ async def follow(
 
 
 def main() -> None:
-    flags = parser(__doc__)
+    flags = parser(__doc__, ask=200)
     flags.add_argument("--rate", type=float, default=50, help="searches a second (default: %(default)s)")
-    flags.add_argument("--ask", type=int, default=200, help="queries for recall (default: %(default)s)")
     flags.add_argument("--rounds", type=int, default=1, help="ratios are medians of so many (default: 1)")
     options = flags.parse_args()
     base, queries = load_vectors(options.base, options.limit), load_vectors(options.queries, options.ask)
     runs: dict[str, list[Run]] = {}
-    with (
-        tempfile.TemporaryDirectory(prefix="driftline-benchmark-") as name,
-        KafkaBroker(Path(name) / "kafka") as broker,
-    ):
-        url = f"kafka:{broker.bootstrap}"
+    with place(None) as (directory, url):
         asyncio.run(create_topics(url))
         token = asyncio.run(fill(url, base))
         for _ in range(options.rounds):
-            for system, start in rivals(Path(name), broker, base.shape[1], len(base)).items():
+            for system, start in rivals(directory, url, base.shape[1], len(base)).items():
                 with start() as rival:
                     runs.setdefault(system, []).append(
                         asyncio.run(follow(url, rival, base, queries, token, options.rate, system))

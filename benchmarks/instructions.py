@@ -28,7 +28,7 @@ from driftline import OnlineIndex
 from driftline.index.cut import Cut
 from driftline.index.raw import MemoryRawVectors
 from driftline.stream.feeding import progress_bar
-from report import parser, report
+from report import add_graph_flags, parser, report
 from vectors import Vectors, load_vectors
 
 K = 10
@@ -108,8 +108,7 @@ def main() -> None:
     flags.add_argument("--calls", type=int, default=250, metavar="N",
                        help="searches, and inserts (default: %(default)s)")  # fmt: skip
     flags.add_argument("--ef", type=int, default=64, help="(default: %(default)s)")
-    flags.add_argument("--m", type=int, default=16, help="links per node (default: %(default)s)")
-    flags.add_argument("--ef-construction", type=int, default=200, help="(default: %(default)s)")
+    add_graph_flags(flags)
     flags.add_argument("--jobs", type=int, default=2, help="valgrinds at once (default: %(default)s)")
     options = flags.parse_args()
     if shutil.which("valgrind") is None:

@@ -29,7 +29,7 @@ from driftline import OnlineIndex
 from driftline.index.hits import Hits
 from driftline.stream.feeding import progress_bar
 from numpy.typing import NDArray
-from report import milliseconds, parser, report
+from report import add_graph_flags, milliseconds, parser, report
 from vectors import Vectors, load_vectors
 
 K = 10
@@ -295,7 +295,7 @@ def run(base: Vectors, queries: Vectors, options: argparse.Namespace) -> dict[st
 
 
 def main() -> None:
-    flags = parser(__doc__)
+    flags = parser(__doc__, ask=1000)
     flags.add_argument("--live", type=int, default=75_000, metavar="ROWS", help="(default: %(default)s)")
     flags.add_argument(
         "--seconds", type=float, default=10.0, help="of timed searches per phase (default: %(default)s)"
@@ -303,9 +303,7 @@ def main() -> None:
     flags.add_argument("--hits", type=int, default=100_000, metavar="N",
                        help="to check, per phase with writers, at least (default: %(default)s)")  # fmt: skip
     flags.add_argument("--ef", type=int, default=64, help="(default: %(default)s)")
-    flags.add_argument("--ask", type=int, default=1000, metavar="N", help="queries (default: %(default)s)")
-    flags.add_argument("--m", type=int, default=16, help="links per node (default: %(default)s)")
-    flags.add_argument("--ef-construction", type=int, default=200, help="(default: %(default)s)")
+    add_graph_flags(flags)
     options = flags.parse_args()
     base, queries = load_vectors(options.base, options.limit), load_vectors(options.queries, options.ask)
     figures = run(base, queries, options)

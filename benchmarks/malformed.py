@@ -32,9 +32,8 @@ AT_ONCE = 64
 K, EF = 10, 128  # near-duplicates are many in real data, and each record is to be found, not most of them
 LONG_KEY = b"k" * 512
 
-Made = tuple[
-    bytes | None, Headers, bytes | None
-]  # value, headers, and a key where it is the key that is wrong
+# value, headers, and a key where it is the key that is wrong
+Made = tuple[bytes | None, Headers, bytes | None]
 
 
 def bare(row: Vectors) -> bytes:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from driftline.stream.feeding import progress_bar
-from report import parser, report
+from report import add_graph_flags, parser, report
 from vectors import Vectors, kth_distances, load_vectors, open_vectors, recall
 
 K, EF = 10, 64
@@ -113,8 +113,7 @@ def run(system: str, flags: Any, rows: int, queries: Vectors) -> tuple[dict[str,
 
 def main() -> None:
     flags = parser(__doc__)
-    flags.add_argument("--m", type=int, default=16, help="links per node (default: %(default)s)")
-    flags.add_argument("--ef-construction", type=int, default=200, help="(default: %(default)s)")
+    add_graph_flags(flags)
     options = flags.parse_args()
     base = load_vectors(options.base, options.limit)
     queries = load_vectors(options.queries, ASK)

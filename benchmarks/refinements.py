@@ -104,7 +104,7 @@ def measure(base: Vectors, queries: Vectors, options: argparse.Namespace) -> lis
 
 
 def main() -> None:
-    flags = parser(__doc__ or "")
+    flags = parser(__doc__)
     flags.add_argument("--asked", type=int, metavar="N", help="use only so many queries (default: all)")
     flags.add_argument("--seed", type=int, default=0, help="of the rotation and the samples")
     options = flags.parse_args()

@@ -14,11 +14,14 @@ from rich.console import Console
 from rich.table import Table
 from vectors import DEMO
 
-__all__ = ["machine", "milliseconds", "parser", "report", "show", "write"]
+__all__ = ["add_graph_flags", "machine", "milliseconds", "parser", "report", "show", "write"]
 
 
-def parser(question: str, *, base: bool = True, queries: bool = True) -> argparse.ArgumentParser:
-    """A parser with the shared flags; `question` is the script's docstring."""
+def parser(
+    question: str | None, *, base: bool = True, queries: bool = True, ask: int | None = None
+) -> argparse.ArgumentParser:
+    """A parser with the shared flags; `question` is the script's docstring, `ask` how many of the queries are
+    asked unless --ask says otherwise."""
     flags = argparse.ArgumentParser(
         description=question, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -28,8 +31,15 @@ def parser(question: str, *, base: bool = True, queries: bool = True) -> argpars
         flags.add_argument("--limit", type=int, metavar="ROWS", help="use only so many of the vectors")
     if queries:
         flags.add_argument("--queries", default=f"{DEMO}:query", metavar="FILE", help=f"queries, {vectors}")
+    if ask is not None:
+        flags.add_argument("--ask", type=int, default=ask, metavar="N", help="queries (default: %(default)s)")
     flags.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
     return flags
+
+
+def add_graph_flags(flags: argparse.ArgumentParser) -> None:
+    flags.add_argument("--m", type=int, default=16, help="links per node (default: %(default)s)")
+    flags.add_argument("--ef-construction", type=int, default=200, help="(default: %(default)s)")
 
 
 def milliseconds(seconds: Sequence[float]) -> dict[str, float]:

@@ -19,8 +19,6 @@ from driftline.stream.log import Log, open_log
 from running import LONG_S, Service, until
 from vectors import Vectors, kth_distances, recall
 
-from tests.kafka.broker import KafkaBroker
-
 __all__ = ["Load", "Plain", "Rival", "begun", "cpu_s", "create_topics", "fill", "hits_recall", "rivals"]
 
 TOPIC = "driftline.vectors"
@@ -40,9 +38,9 @@ class Rival(Protocol):
 class Plain:
     """peers/plain_consumer.py in a process of its own."""
 
-    def __init__(self, directory: Path, bootstrap: str, dim: int, rows: int) -> None:
+    def __init__(self, directory: Path, url: str, dim: int, rows: int) -> None:
         self._output = directory / "plain.jsonl"
-        self._words = [bootstrap, str(dim), str(rows)]
+        self._words = [url.removeprefix("kafka:"), str(dim), str(rows)]
 
     def __enter__(self) -> Self:
         script = Path(__file__).parent / "peers" / "plain_consumer.py"
@@ -74,9 +72,8 @@ def serving(directory: Path, url: str) -> Generator[Service]:
         service.stop()
 
 
-def rivals(directory: Path, broker: KafkaBroker, dim: int, rows: int) -> dict[str, Callable[[], Any]]:
+def rivals(directory: Path, url: str, dim: int, rows: int) -> dict[str, Callable[[], Any]]:
     """Name -> how to begin one, from nothing; a context manager."""
-    url = f"kafka:{broker.bootstrap}"
 
     def place(name: str) -> Path:
         path = directory / f"{name}-{time.monotonic_ns()}"
@@ -85,7 +82,7 @@ def rivals(directory: Path, broker: KafkaBroker, dim: int, rows: int) -> dict[st
 
     return {
         "driftline serve": lambda: serving(place("driftline"), url),
-        "plain consumer": lambda: Plain(place("plain"), broker.bootstrap, dim, rows),
+        "plain consumer": lambda: Plain(place("plain"), url, dim, rows),
     }
 
 

@@ -29,7 +29,7 @@ from driftline.stream.feeding import progress_bar
 from peers import Shape, Unavailable
 from peers.measured import Changed, Data, K
 from peers.process import Process
-from report import parser, report
+from report import add_graph_flags, parser, report
 from vectors import kth_distances, recall
 
 SMALL = Path(__file__).parent / "runbooks" / "small.yaml"
@@ -115,13 +115,11 @@ def run(process: Process, steps: list[Step], base: Any, queries: Any, ef: int) -
 
 
 def main() -> None:
-    flags = parser(__doc__)
+    flags = parser(__doc__, ask=1000)
     flags.add_argument("--runbook", type=Path, default=SMALL, metavar="FILE", help="(default: %(default)s)")
     flags.add_argument("--dataset", metavar="NAME", help="in the runbook (default: the first)")
     flags.add_argument("--ef", type=int, default=64, help="(default: %(default)s)")
-    flags.add_argument("--ask", type=int, default=1000, metavar="N", help="queries (default: %(default)s)")
-    flags.add_argument("--m", type=int, default=16, help="links per node (default: %(default)s)")
-    flags.add_argument("--ef-construction", type=int, default=200, help="(default: %(default)s)")
+    add_graph_flags(flags)
     flags.add_argument("--threads", type=int, default=1, help="(default: %(default)s)")
     flags.add_argument("--systems", default="driftline,usearch-f16", help="(default: %(default)s)")
     options = flags.parse_args()

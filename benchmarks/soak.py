@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import contextlib
 import random
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -29,11 +28,9 @@ from driftline.stream.log import Draft, Log, open_log
 from driftline.stream.messages import encode_delete, encode_vector
 from report import milliseconds, parser, report
 from rivals import TOPIC, Load, create_topics
-from running import LONG_S, Service, until
+from running import LONG_S, Service, place, until
 from scipy.stats import t as student
 from vectors import Vectors, load_vectors
-
-from tests.kafka.broker import KafkaBroker
 
 TICK_S = 0.02
 LOOK_S = 5.0
@@ -172,11 +169,9 @@ def main() -> None:
     options = flags.parse_args()
     base, queries = load_vectors(options.base, options.limit), load_vectors(options.queries)
     with (
-        tempfile.TemporaryDirectory(prefix="driftline-benchmark-") as name,
-        KafkaBroker(Path(name) / "kafka") as broker,
-        Service(Path(name), log=f"kafka:{broker.bootstrap}", snapshots__every_seconds=30) as service,
+        place(None) as (directory, url),
+        Service(directory, log=url, snapshots__every_seconds=30) as service,
     ):
-        url = f"kafka:{broker.bootstrap}"
         asyncio.run(create_topics(url))
         service.start()
         changes = Changes(base, options.live, options.seed)

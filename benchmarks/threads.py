@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from driftline import OnlineIndex
 from driftline.stream.feeding import progress_bar
-from report import parser, report
+from report import add_graph_flags, parser, report
 from vectors import Vectors, kth_distances, load_vectors, recall
 
 K = 10
@@ -60,12 +60,10 @@ def run(base: Vectors, queries: Vectors, threads: list[int], options: argparse.N
 
 
 def main() -> None:
-    flags = parser(__doc__)
+    flags = parser(__doc__, ask=1000)
     flags.add_argument("--threads", type=int, default=2, metavar="N", help="most (default: %(default)s)")
     flags.add_argument("--ef", type=int, default=64, help="(default: %(default)s)")
-    flags.add_argument("--ask", type=int, default=1000, metavar="N", help="queries (default: %(default)s)")
-    flags.add_argument("--m", type=int, default=16, help="links per node (default: %(default)s)")
-    flags.add_argument("--ef-construction", type=int, default=200, help="(default: %(default)s)")
+    add_graph_flags(flags)
     options = flags.parse_args()
     base, queries = load_vectors(options.base, options.limit), load_vectors(options.queries, options.ask)
     figures = run(base, queries, list(range(1, options.threads + 1)), options)

@@ -76,9 +76,8 @@ def laws(count: int, seed: int) -> dict[str, Any]:
     encoder = TileEncoder(1, "lognormal")
     encoder.update(skewed)
     encoder.fit()
-    best = (
-        3**0.5 * np.pi / 2 * LOG_SIGMA**2 * np.exp(2 * LOG_SIGMA**2) / 256**2
-    )  # (int p^(1/3))^3 / (12 256^2)
+    # The integral of p^(1/3), to the third power, / (12 * 256^2).
+    best = 3**0.5 * np.pi / 2 * LOG_SIGMA**2 * np.exp(2 * LOG_SIGMA**2) / 256**2
     found = squared_errors(encoder, skewed)[8]
     figures["lognormal"] = {
         "log_sigma": LOG_SIGMA,
@@ -179,7 +178,7 @@ def measure(base: Vectors, queries: Vectors, options: argparse.Namespace) -> lis
 
 
 def main() -> None:
-    flags = parser(__doc__ or "")
+    flags = parser(__doc__)
     flags.add_argument("--asked", type=int, metavar="N", help="use only so many queries (default: all)")
     flags.add_argument("--samples", type=int, default=4_000_000, help="of each law (default: %(default)s)")
     flags.add_argument("--seed", type=int, default=0, help="of the rotation and the samples")

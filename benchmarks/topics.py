@@ -59,11 +59,8 @@ def middle_and_high(times: dict[str, float]) -> str:
 
 
 def main() -> None:
-    flags = parser(__doc__)
+    flags = parser(__doc__, ask=1000)
     add_log_flag(flags)
-    flags.add_argument(
-        "--ask", type=int, default=1000, metavar="N", help="how many queries (default: %(default)s)"
-    )
     flags.add_argument(
         "--at-once", type=int, default=64, metavar="N", help="in flight (default: %(default)s)"
     )

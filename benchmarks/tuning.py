@@ -79,8 +79,7 @@ def draw(figures: list[dict[str, Any]], title: str, path: str) -> None:
 
 
 def main() -> None:
-    flags = parser(__doc__)
-    flags.add_argument("--ask", type=int, default=1000, metavar="N", help="queries (default: %(default)s)")
+    flags = parser(__doc__, ask=1000)
     flags.add_argument("--svg", metavar="FILE", help="draw the curves here")
     options = flags.parse_args()
     figures = [curve(*setting, options) for setting in SETTINGS]

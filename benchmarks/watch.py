@@ -107,7 +107,7 @@ def recalls(rows: Vectors, alarms: list[Alarm]) -> list[dict[str, float]]:
 
 
 def main() -> None:
-    flags = parser(__doc__ or "", queries=False)
+    flags = parser(__doc__, queries=False)
     flags.add_argument("--synthetic", metavar="LAW,DIM,ROWS", help=f"instead of --base: {', '.join(LAWS)}")
     flags.add_argument("--order-by", metavar="FILE", help="feed rows in the stable order of these values")
     flags.add_argument("--shuffle", action="store_true", help="feed rows in random order")
@@ -142,9 +142,9 @@ def main() -> None:
         "row",
         "since",
         "differs",
+        "kind",
         "p",
         "fit loss",
-        "kind",
         "drifted",
         "shift",
         "gain 4 bit",

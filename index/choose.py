@@ -204,7 +204,7 @@ def choose(found: Sequence[Parameters], rows: Vectors) -> tuple[Parameters, Enco
 
 
 def frame_chosen(parameters: TileParameters, rows: Vectors) -> EncoderChosen:
-    """What an index codes rows, float32 [n, dim], with, beside what a bare encoder would choose from.
+    """The code of an index's frame, measured on rows, float32 [n, dim], beside those of a bare encoder.
 
     An index has no choice. Lattices hold bytes without loss, but not rotated: their top three bits route
     worse, and their top bit says little of what is far. Recall@10 at ef = 10 fell from 0.95 to 0.64 on

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorruptIndex, InvalidInput
+from ..native import MAX_DIM
 from .divergence import Dimensions, jensen_shannon, psi, wasserstein
 from .events import DriftDetected, DriftWindow, WorstDimension
 from .kinds import kind_of
@@ -328,9 +329,9 @@ class DriftMonitor:
     ) -> DriftDetected:
         """Forget the old world: the next frame and the next reference are of what came after the change.
 
-        That are the windows `since` the first that differed, without the first, which the change lies in; of
-        one alone, or of the chunks that differ by `far`, all but the first: a change further inside them
-        would have set them apart.
+        What came after it are the windows `since` the first one that differed, but not that one: the change
+        lies in it. Where one window alone is an alarm, or the chunks that differ by `far`, it is all of their
+        chunks but the first: had the change come later, they would lie further apart.
         """
         assert self._reference is not None, "what differs was compared"
         first = far if len(since) == 1 and far else since
@@ -423,7 +424,7 @@ class DriftMonitor:
         version = int(number(known, "version", 1, 2**31))
         if version > STATE_VERSION:
             raise CorruptIndex(f"drift statistics of version {version}, not {STATE_VERSION}")
-        dim = int(number(known, "dim", 1, 4096))
+        dim = int(number(known, "dim", 1, MAX_DIM))
         seed = known.get("rotation_seed")
         monitor = cls(
             dim,

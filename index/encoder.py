@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorruptIndex, InvalidInput
-from ..native import rotate
+from ..native import MAX_DIM, rotate
 from .choose import Evidence, Parameters, candidates, choose, explained, lattice_of, law_of
 from .events import EncoderChosen
 from .laws import SPREAD
@@ -47,8 +47,8 @@ class TileEncoder:
         *,
         levels: int = LEVELS,
     ) -> None:
-        if not 1 <= dim <= 4096:
-            raise InvalidInput(f"dim must be 1 to 4096, not {dim}")
+        if not 1 <= dim <= MAX_DIM:
+            raise InvalidInput(f"dim must be 1 to {MAX_DIM}, not {dim}")
         if distribution not in ("auto", "normal", "lognormal", "lattice"):
             raise InvalidInput(
                 f"distribution must be auto, normal, lognormal or lattice, not {distribution!r}"
@@ -139,7 +139,7 @@ class TileEncoder:
         seed = int(number(known, "seed", 0, 2**64 - 1))
         try:
             encoder = cls(
-                int(number(known, "dim", 1, 4096)),
+                int(number(known, "dim", 1, MAX_DIM)),
                 cast(Distribution, field(known, "distribution", str)),
                 number(known, "spread", *SPREADS),
                 cast(Rotation, field(known, "rotation", str)),

@@ -146,13 +146,33 @@ class ReencodeStarted(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class ReencodeProgress(Event):
+class SlabsMoved(Event):
+    """How far slabs have moved; its kinds say when that is told."""
+
+    slabs_done: int
+    slabs: int  # that are to move; 0: nothing is moving
+    rows_done: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReencodeProgress(SlabsMoved):
     """Now and then while slabs move."""
 
     name: ClassVar[str] = "reencode.progress"
-    slabs_done: int
-    slabs: int
-    rows_done: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReencodePaused(SlabsMoved):
+    """No slab moves until it is resumed."""
+
+    name: ClassVar[str] = "reencode.paused"
+
+
+@dataclass(frozen=True, slots=True)
+class ReencodeResumed(SlabsMoved):
+    """What was paused goes on."""
+
+    name: ClassVar[str] = "reencode.resumed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,26 +195,6 @@ class ReencodeCancelled(Event):
     reason: str
     slabs_done: int
     slabs: int  # that were to move; 0: they were still being surveyed
-    rows_done: int
-
-
-@dataclass(frozen=True, slots=True)
-class ReencodePaused(Event):
-    """No slab moves until it is resumed."""
-
-    name: ClassVar[str] = "reencode.paused"
-    slabs_done: int
-    slabs: int  # 0: nothing was moving
-    rows_done: int
-
-
-@dataclass(frozen=True, slots=True)
-class ReencodeResumed(Event):
-    """What was paused goes on."""
-
-    name: ClassVar[str] = "reencode.resumed"
-    slabs_done: int
-    slabs: int  # 0: nothing was moving
     rows_done: int
 
 

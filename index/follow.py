@@ -27,6 +27,7 @@ from .events import (
     ReencodeResumed,
 )
 from .frames import Frame, Frames
+from .kinds import RETURNS
 from .reencode import FORCED, Progress, Reencoder
 from .tile import TileParameters
 
@@ -37,7 +38,6 @@ MOST_ROWS = 16_000  # held as floats: a stream that has not settled by then is o
 EXCESS = 0.02  # of squared error over the best fit, that the first code may have
 BY_HAND = 1.02  # least gain of what is asked for now; less is within the error of a sample
 JUDGED = 512  # of the newest rows, by which frames are compared: fewer bytes than the codes of two slabs
-AS_GOOD = 1.05  # a frame that is alive is used again if a new one would not beat it by more
 
 Vectors = NDArray[np.float32]
 
@@ -217,7 +217,7 @@ class Follower:
         gain = expected_gain(now, fitted, recent)
         if max(gain, alive[best]) < least:
             return self._decline("the code still fits what comes in now", gain, least)
-        if gain <= alive[best] * AS_GOOD and best is not self._frames.write:
+        if gain <= alive[best] * RETURNS and best is not self._frames.write:
             return self._use(best, "an earlier frame fits again", alive[best], least)
         leaving: Frame | None = None
         if self._frames.free <= 1 and (choice := self._reencoder.give_up(fitted, recent)):
@@ -243,6 +243,8 @@ class Follower:
         least: float | None = None,
         leaving: Frame | None = None,
     ) -> bool:
+        """Write new vectors in this frame from now on. True if older ones are to move as well: not where
+        recall holds without it; then only those of a frame that is `leaving` do."""
         assert frame.parameters is not None, "vectors are never written in floats again"
         self._frames.write_in(frame)
         rows = frame.parameters.rows

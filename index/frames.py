@@ -109,6 +109,8 @@ class Frames:
     # ---- as part of a cut
 
     def state(self) -> dict[str, Any]:
+        """For `restore`: next (a number) and write (a lane), int; alive, a list of [number, lane, tile
+        parameters or nil]."""
         return {
             "next": self._next,
             "write": self.write.lane,

@@ -103,8 +103,6 @@ class Stats:
     slots: int  # slots ever used
     dead: int  # slots of deleted vectors that are not yet reusable
     frames: tuple[FrameRows, ...]
-    fit_loss: (
-        float | None
-    )  # of the newest window: squared error of the codes / the least possible; None while floats
+    fit_loss: float | None  # of the newest window: squared error / the least possible; None while floats
     reencoding: bool  # slabs wait to move to another frame
     bytes: Mapping[str, int]  # of memory by part: codes, links, keys, meta, scratch, total; raw vectors apart

@@ -19,15 +19,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["JUMP", "Kind", "kind_of"]
+__all__ = ["RETURNS", "Kind", "kind_of"]
 
 Kind = Literal["abrupt", "gradual", "returning", "scale"]
 Doubles = NDArray[np.float64]
 
 JUMP = 2 / 3  # of the way within two windows, which a change inside one may touch, is abrupt
-RETURNS = (
-    1.05  # error of an earlier frame over that of a new one, up to which it fits again; as index/follow.py
-)
+RETURNS = 1.05  # error of an earlier frame / that of a new one, up to which the earlier one is used again
 LEAST_VARIANCE = 1e-3  # of a feature, in squared sigmas: a constant dimension has none
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorruptIndex
+from ..native import MAX_DIM
 from .laws import lognormal_edges, lognormal_table
 from .packing import array_bytes, array_of, mapping, message, message_of, number
 from .statistics import as_rows
@@ -160,7 +161,7 @@ class LognormalParameters:
         """What `to_bytes` wrote. CorruptIndex for anything that it could not have written."""
         state = message_of("lognormal tile", data)
         mean = array_of(state, "mean", "f8", (-1,))
-        if not 1 <= len(mean) <= 4096:
+        if not 1 <= len(mean) <= MAX_DIM:
             raise CorruptIndex(f"tile parameters of dimension {len(mean)}")
         sigma = array_of(state, "sigma", "f8", (len(mean),))
         if not (sigma.min() >= NARROWEST and sigma.max() <= WIDEST and np.abs(mean).max() <= np.log(MOST)):

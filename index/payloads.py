@@ -51,9 +51,7 @@ Bound = tuple[int] | Item  # sorts among items: (kind,) before all of its kind, 
 
 BOOLEAN, NUMBER, TEXT = 0, 1, 2  # kinds; sorted items stand kind by kind
 
-MAX_TEXT = (
-    256  # characters: an item is kept once more, beside the payload; who filters by essays wants search
-)
+MAX_TEXT = 256  # characters: an item is kept once more, beside the payload; essays want a text search
 MAX_LIST = 256  # items under one name: each costs some hundred bytes where no other row has it
 MAX_ITEMS = 4096  # of a list or map inside a payload: a promise of more must not be allocated (16 MB of them)
 MAX_PAYLOAD = (1 << 24) - 1  # bytes; the core's limit

@@ -45,7 +45,8 @@ class Recent:
         self._forget = forget
         self._all = self._pair(forget)
         self._window = self._pair()
-        self._last: TileParameters | None = None  # of the last closed window
+        self.last_fit: TileParameters | None = None
+        """Fitted to the last closed window; once what was before is forgotten, to what was kept."""
         self._sample: deque[list[Vectors]] = deque(maxlen=chunks)  # of each chunk
 
     def _pair(self, forget: float | None = None) -> tuple[Moments, Moments]:
@@ -74,11 +75,6 @@ class Recent:
             moments[1].update(self._rotated(rows))
         return moments
 
-    @property
-    def last_fit(self) -> TileParameters | None:
-        """The parameters that suit the last closed window best, or what was kept of it and those before."""
-        return self._last
-
     def window_rows(self, chunks: int, most: int) -> list[Vectors]:
         """At most `most` rotated rows, spread over the last chunks; some in each array."""
         parts = [part for chunk in list(self._sample)[-chunks:] for part in chunk]
@@ -88,7 +84,7 @@ class Recent:
         """The open window is over."""
         for whole, window in zip(self._all, self._window, strict=True):
             whole.merge(window)
-        self._last = TileParameters.fit(*self._window[1].value(), rotation_seed=self._seed)
+        self.last_fit = TileParameters.fit(*self._window[1].value(), rotation_seed=self._seed)
         self._window = self._pair()
 
     def forget_what_was_before(self, chunks: int) -> None:
@@ -99,7 +95,7 @@ class Recent:
         self._all = self._pair(self._forget)
         for whole, moments in zip(self._all, since, strict=True):
             whole.merge(moments)
-        self._last = TileParameters.fit(*since[1].value(), rotation_seed=self._seed)
+        self.last_fit = TileParameters.fit(*since[1].value(), rotation_seed=self._seed)
 
     def ruler(self) -> TileParameters:
         """Parameters in original coordinates, of all closed windows."""
@@ -159,7 +155,7 @@ class Recent:
         return {
             "all": [moments.state() for moments in self._all],
             "window": [moments.state() for moments in self._window],
-            "last": None if self._last is None else self._last.to_bytes(),
+            "last": None if self.last_fit is None else self.last_fit.to_bytes(),
             "rows": [array_bytes(np.concatenate(chunk)) for chunk in self._sample],
         }
 
@@ -170,7 +166,7 @@ class Recent:
         self._all = self._restored(state, "all")
         self._window = self._restored(state, "window")
         last = state.get("last")
-        self._last = None if last is None else TileParameters.from_bytes(last)
+        self.last_fit = None if last is None else TileParameters.from_bytes(last)
         rows = arrays_of(state, "sample" if version == 1 else "rows", "f4", (-1, self.dim))
         if version == 1 and self._seed is not None:
             rows = [unrotate(chunk, self._seed) for chunk in rows]

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..native import FRAMES, SLAB, Core, Survey
+from ..native import FRAMES, Core, Survey
 from .drift import GAIN_BITS
 from .events import (
     Event,
@@ -31,7 +31,7 @@ from .tile import TileParameters
 
 __all__ = ["FORCED", "Progress", "Reencoder", "mixture"]
 
-SAMPLE = 256  # rows of a slab that are measured: its gain is known to a few percent
+SAMPLE = 256  # rows of a slab that are measured, of 1,024: its gain is known to a few percent
 BUSY_S = 1e-3  # between looks whether searches still read what the last move replaced
 FORCED = math.inf  # least gain with which only slabs of the frame that goes move
 LEARNT = 32  # slabs that are learnt from once all have moved: codes of two frames side by side mislead
@@ -355,6 +355,3 @@ class Reencoder:
         """Go on where `state` was taken: all slabs are surveyed again, and those that have moved stay."""
         leaving = next((frame for frame in self._frames.alive if frame.number == state["leaving"]), None)
         self.start(str(state["reason"]), leaving, float(state["min_gain"]))
-
-
-assert SLAB >= SAMPLE, "a sample is part of a slab"

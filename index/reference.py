@@ -57,10 +57,9 @@ WINDOWS = 16  # that a reference is made of at most, or a slow drift would move 
 NEAR = 3  # windows apart, at most, whose difference is scatter
 SHRINK = 8.0  # windows that the pooled inflation counts as beside a dimension's own
 BURSTY = 1.3  # inflation of chunks: independent streams up to 1.16, SIFT 1.7 to 5.5, commits 1.7 to 2.7
-FAR = (
-    4  # power of alpha that the features' p-value must be below: 1e-8. Not in bursts, whose scatter is not so
-)
-# well known; and of four to sixteen windows the scores alone can hardly say less than 1e-4
+# Power of alpha that the features' p-value must be below: 1e-8. Not in bursts, whose scatter is not so well
+# known; and of four to sixteen windows the scores alone can hardly say less than 1e-4.
+FAR = 4
 CAUTION = 3.0  # times a tail of scores: they are a little skewed, and neighbours share theirs
 LEAST_UNREST = 1.0  # that is usual: of independent rows; less where dimensions are dead or chunks are one
 LEAST_SCORE, LEAST_SPREAD = 1e-3, 1e-3  # streams of constants divide by none

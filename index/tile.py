@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorruptIndex, InvalidInput
-from ..native import bin_counts, rotate, row_errors, tile_decode, tile_encode, unrotate
+from ..native import MAX_DIM, bin_counts, rotate, row_errors, tile_decode, tile_encode, unrotate
 from .laws import SPREAD, lattice_edges, lattice_table, normal_edges, normal_table
 from .packing import array_bytes, array_of, message, message_of, number
 from .statistics import as_rows, blocks
@@ -212,7 +212,7 @@ class TileParameters:
         """What `to_bytes` wrote. CorruptIndex for anything that it could not have written."""
         state = message_of("tile", data)
         mean = array_of(state, "mean", "f4", (-1,))
-        if not 1 <= len(mean) <= 4096:
+        if not 1 <= len(mean) <= MAX_DIM:
             raise CorruptIndex(f"tile parameters of dimension {len(mean)}")
         scale = array_of(state, "scale", "f4", (len(mean),))
         counts = array_of(state, "counts", "i8", (len(mean), BINS))

@@ -4,6 +4,7 @@ from .answers import Answers, MergedAnswers, PackedAnswers
 from .core import FRAMES, NO_ROW, SLAB, Core, Slab, Survey, Tile, Usage
 from .cut import CoreCut
 from .functions import (
+    MAX_DIM,
     bin_counts,
     force_isa,
     isa,
@@ -18,6 +19,7 @@ from .threads import side_by_side
 
 __all__ = [
     "FRAMES",
+    "MAX_DIM",
     "NO_ROW",
     "SLAB",
     "Answers",

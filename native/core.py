@@ -19,12 +19,12 @@ from .threads import in_parts, side_by_side
 
 __all__ = ["FRAMES", "NO_ROW", "SLAB", "Core", "Slab", "Survey", "Tile", "Usage"]
 
-FRAMES = 4  # frames alive at once
-SLAB = 1024  # slots per slab
+FRAMES: int = lib.DL_FRAMES  # alive at once
+SLAB: int = lib.DL_SLAB  # slots per slab
 NO_ROW = 2**64 - 1  # the row id where there is no raw vector
 SPARE = 1 << 20  # bytes of an answer up to which its memory is kept for the next one
-MOVES = 4096  # slots that upkeep moves at once
-METRICS = {"l2": 0, "ip": 1, "cosine": 2}
+MOVES: int = lib.DL_MOVES  # slots that upkeep moves at once
+METRICS = {"l2": lib.DL_L2, "ip": lib.DL_IP, "cosine": lib.DL_COSINE}
 
 Floats = NDArray[np.float32]
 

@@ -157,15 +157,17 @@ int dl_frame_counts(dl_index *ix, uint32_t frame, int64_t *counts, uint64_t *row
 /* To a tile frame, once new vectors use one. DL_EBUSY while a search may still read a block that was replaced before: so there is
  * never more than one too many. */
 int dl_reencode(dl_index *ix, uint32_t slab, uint32_t frame);
-/* Learn from rows of a slab that was encoded anew when a search may end, as from as many insertions. */
+/* Learn how distances grow with rank, by which a search tells when to end, from rows of a slab that was encoded anew; they weigh
+ * as much as so many insertions. */
 int dl_learn(dl_index *ix, uint32_t slab);
 
 /* ---- writing: key i is keys[key_offsets[i] .. key_offsets[i + 1]); payloads likewise, or NULL ---- */
 int dl_unchanged(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, const uint8_t *payloads,
                  const uint64_t *payload_offsets, const float *vectors, uint8_t *same);
-/* sources: [n] pairs of words, where the index keeps them, or NULL: zeros. slots: [n] written to, or NULL. replaced: [n] the row ids of the versions that ended, UINT64_MAX where there was none, or NULL;
- * of an item that was not written it stays as it was. next: the first row to write, 0; threads that call it with the same `next`
- * share the rows, each taking the next one. NULL: all of them, in order. */
+/* sources: [n] pairs of words, where the index keeps them, or NULL: zeros. slots: [n] written to, or NULL. replaced: [n] the row
+ * ids of the versions that ended, UINT64_MAX where there was none, or NULL; of an item that was not written it stays as it was.
+ * next: the first row to write, 0; threads that call it with the same `next` share the rows, each taking the next one. NULL: all
+ * of them, in order. */
 int dl_upsert(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, const uint8_t *payloads,
               const uint64_t *payload_offsets, const float *vectors, const uint64_t *rows, const uint64_t *sources,
               uint32_t *slots, uint64_t *replaced, uint64_t *next);
@@ -187,14 +189,16 @@ void dl_moving(dl_index *ix, uint32_t *pairs, uint32_t *count);
  * beyond its words are not; NULL: all. */
 int dl_search(dl_index *ix, const float *queries, uint32_t nq, uint32_t k, uint32_t ef, uint32_t rescore, float radius,
               const uint64_t *allowed, uint32_t allowed_words, dl_hits *out);
-int dl_exact(dl_index *ix, const float *queries, uint32_t nq, uint32_t k, const uint64_t *allowed, uint32_t allowed_words, dl_hits *out);
+int dl_exact(dl_index *ix, const float *queries, uint32_t nq, uint32_t k, const uint64_t *allowed, uint32_t allowed_words,
+             dl_hits *out);
 /* Each query answered twice, of one moment, so that recall can be told: `found` as dl_search does, `best` by a pass over all codes and
  * the raw vectors of the 8k nearest by code. `raw`: a third time, by all raw vectors, or NULL. Each [nq * k]: distances by raw vectors
  * (by codes where there are none) whatever `rescore` says, ascending, +inf beyond what is live. A moment is of 16 queries at most. */
 int dl_witness(dl_index *ix, const float *queries, uint32_t nq, uint32_t k, uint32_t ef, uint32_t rescore, float *found, float *best,
                float *raw);
 int dl_get(dl_index *ix, size_t n, const uint8_t *keys, const uint64_t *key_offsets, float *vectors, dl_hits *out);
-int dl_scan(dl_index *ix, uint32_t slab, uint32_t *slots, dl_hits *out); /* the live keys of one slab, as one answer; slots: [DL_SLAB] or NULL */
+/* The live keys of one slab, as one answer; slots: [DL_SLAB] or NULL. */
+int dl_scan(dl_index *ix, uint32_t slab, uint32_t *slots, dl_hits *out);
 void dl_hits_free(dl_hits *hits);
 uint64_t dl_live(dl_index *ix);
 uint32_t dl_slabs(dl_index *ix);

@@ -8,6 +8,7 @@ from ._core import ffi, lib
 from .arrays import floats, pointer
 
 __all__ = [
+    "MAX_DIM",
     "bin_counts",
     "force_isa",
     "isa",
@@ -18,6 +19,8 @@ __all__ = [
     "tile_encode",
     "unrotate",
 ]
+
+MAX_DIM: int = lib.DL_MAX_DIM  # of a vector
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -37,8 +40,8 @@ def force_isa(name: str) -> None:
 
 def _rotatable(x: Floats) -> Floats:
     x = floats(x)
-    if not 1 <= x.shape[1] <= lib.DL_MAX_DIM:
-        raise InvalidInput(f"vectors of 1 to {lib.DL_MAX_DIM} dimensions can be rotated, not of {x.shape[1]}")
+    if not 1 <= x.shape[1] <= MAX_DIM:
+        raise InvalidInput(f"vectors of 1 to {MAX_DIM} dimensions can be rotated, not of {x.shape[1]}")
     return x
 
 

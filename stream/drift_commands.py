@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["drift_app"]
 
 LIMIT = 30  # events
+LimitOption = Annotated[
+    int | None, typer.Option(min=1, help="Show so many of the newest events.", show_default=str(LIMIT))
+]
 
 drift_app = typer.Typer(help="How the data drifted, and what was done about it.")
 
@@ -29,9 +32,7 @@ drift_app = typer.Typer(help="How the data drifted, and what was done about it."
 @drift_app.callback(invoke_without_command=True)
 def drift_root(
     context: typer.Context,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Show so many of the newest events.", show_default="30")
-    ] = None,
+    limit: LimitOption = None,
     config: ConfigOption = None,
     log: LogOption = None,
     data_dir: DataDirOption = None,
@@ -39,14 +40,14 @@ def drift_root(
     as_json: JsonOption = False,
 ) -> None:
     if context.invoked_subcommand is None:
-        drift_events(limit or LIMIT, config, log, data_dir, sets, as_json)
+        drift_events(limit, config, log, data_dir, sets, as_json)
     elif limit or config or log or data_dir or sets or as_json:
         raise typer.BadParameter(f"write options behind the command: drift {context.invoked_subcommand} ...")
 
 
 @drift_app.command("events")
 def drift_events(
-    limit: Annotated[int, typer.Option(min=1, help="Show so many of the newest events.")] = LIMIT,
+    limit: LimitOption = None,
     config: ConfigOption = None,
     log: LogOption = None,
     data_dir: DataDirOption = None,
@@ -57,7 +58,7 @@ def drift_events(
     service. What `driftline drift` alone does."""
     from .history import drift as run
 
-    print_result(finish(run(settings_of(config, log, data_dir, sets), limit)), as_json, "drift")
+    print_result(finish(run(settings_of(config, log, data_dir, sets), limit or LIMIT)), as_json, "drift")
 
 
 @drift_app.command("report")

@@ -1,9 +1,10 @@
 """Drift events as sentences."""
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["sentence"]
+__all__ = ["sentence", "time_of_day"]
 
 KINDS = {  # of a change; records of older versions have none
     "abrupt": " abruptly",
@@ -11,6 +12,11 @@ KINDS = {  # of a change; records of older versions have none
     "scale": " in scale",
     "returning": " back to an earlier state",
 }
+
+
+def time_of_day(event: Mapping[str, Any]) -> str:
+    """When a drift event was told, in local time."""
+    return time.strftime("%H:%M:%S", time.localtime(event["time_ms"] / 1000))
 
 
 def sentence(event: Mapping[str, Any]) -> str:
@@ -54,12 +60,12 @@ def _sentence(event: Mapping[str, Any]) -> str:
             return (
                 f"new vectors are coded in frame {event['frame']} from now on: {event['reason']}; "
                 f"fitted to {event['fitted_rows']:,} rows"
-                + _if(event["expected_gain"], "; that makes their error {} smaller")
+                + _with_gain(event["expected_gain"], "; that makes their error {} smaller")
             )
         case "frame.retired":
             return f"frame {event['frame']} codes no vector any more"
         case "reencode.started":
-            return f"{_slabs(event)} to move to another frame: {event['reason']}" + _if(
+            return f"{_slabs(event)} to move to another frame: {event['reason']}" + _with_gain(
                 event["expected_gain"], "; their error should become {} smaller"
             )
         case "reencode.progress":
@@ -67,8 +73,8 @@ def _sentence(event: Mapping[str, Any]) -> str:
         case "reencode.finished":
             return (
                 f"{_slabs(event)} moved in {event['seconds']:.2f} s"
-                + _if(event["measured_gain"], "; their error became {} smaller")
-                + _if(event["predicted_gain"], " ({} was predicted)")
+                + _with_gain(event["measured_gain"], "; their error became {} smaller")
+                + _with_gain(event["predicted_gain"], " ({} was predicted)")
             )
         case "reencode.cancelled":
             return f"re-encoding ended early: {event['reason']}; {_moved(event)}"
@@ -78,7 +84,7 @@ def _sentence(event: Mapping[str, Any]) -> str:
             return f"re-encoding goes on; {_moved(event)}"
         case "reencode.declined":
             what = f"not moved: {_slabs(event)}" if event["slabs"] else "no new frame"
-            best = _if(
+            best = _with_gain(
                 event["expected_gain"], f"; the best gain was {{}}, {_ratio(event['threshold'])} is wanted"
             )
             return f"{what}; {event['reason']}{best}"
@@ -104,8 +110,8 @@ def _fields(event: Mapping[str, Any]) -> str:
     return f"{event['event']}: " + ", ".join(f"{name} {value}" for name, value in fields.items())
 
 
-def _if(gain: float | None, text: str) -> str:
-    """`text` with the gain in it, where there is one: rows that were floats have none."""
+def _with_gain(gain: float | None, text: str) -> str:
+    """`text` with the gain in place of {}; nothing where there is none, as for rows that were floats."""
     return "" if gain is None else text.format(_ratio(gain))
 
 

@@ -73,9 +73,8 @@ class LibraryHandler(logging.Handler):
     def __init__(self, logger: Logger, level: int = logging.WARNING) -> None:
         super().__init__(level)
         self._logger = logger
-        self._said: dict[
-            str, tuple[float, int]
-        ] = {}  # message -> when it was passed on, how often said since
+        # message -> when it was passed on, and how often it was said since
+        self._said: dict[str, tuple[float, int]] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()

@@ -14,7 +14,7 @@ from .control import ServiceUnreachable, ask
 from .log import Log, Record
 from .opening import open_configured
 
-__all__ = ["DriftEvent", "drift", "follow", "history", "now_of", "start_of", "status_of"]
+__all__ = ["MEASUREMENTS", "DriftEvent", "drift", "follow", "history", "now_of", "start_of", "status_of"]
 
 SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
@@ -29,6 +29,8 @@ NEEDED: Mapping[str, frozenset[str]] = {
     "reencode.started": frozenset({"slabs"}),
     "reencode.progress": frozenset({"slabs", "slabs_done"}),
 }
+
+MEASUREMENTS = frozenset({"drift.window", "canary.window", "reencode.progress"})  # drawn, not listed
 
 DriftEvent = Mapping[str, Any]
 

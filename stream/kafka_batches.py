@@ -15,12 +15,11 @@ from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.record import default_records
 from aiokafka.record.legacy_records import LegacyRecordBatch
 
-from .kafka_client import KafkaClient, check
+from .kafka_client import READ_COMMITTED, KafkaClient, check
 from .log import Headers, Record
 
 __all__ = ["as_record", "fetch_batch"]
 
-READ_COMMITTED = 1
 WAIT_MS = 0  # what is there now
 BATCH_BYTES = 1  # a broker gives a whole batch all the same: that of the offset, or the next there is
 FRAME_BYTES = 12  # of a batch: its offset, 8 bytes, and the length of what follows, 4

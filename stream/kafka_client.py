@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar, Unpack
+from typing import Any, TypeVar, Unpack, get_args
 
 from aiokafka import AIOKafkaClient, errors
 from aiokafka.client import ConnectionGroup, CoordinationType
@@ -20,16 +20,18 @@ from aiokafka.conn import AIOKafkaConnection
 from aiokafka.protocol.metadata import MetadataRequest
 
 from ..errors import BrokerUnavailable, ConfigError, InvalidInput, LogError, RecordRefused, TopicNotFound
-from .log import Security
+from .log import SaslMechanism, Security, SecurityProtocol
 
-__all__ = ["REQUEST_S", "KafkaClient", "check", "connection_settings", "turned"]
+__all__ = ["READ_COMMITTED", "REQUEST_S", "KafkaClient", "check", "connection_settings", "turned"]
 
 T = TypeVar("T")
 
 REQUEST_S = 10.0  # one request to one broker; then the connection is renewed
+# The protocol's isolation level; the end of a partition is then the last stable offset: as far as a reader of
+# committed records can come.
+READ_COMMITTED = 1
 RETRY_S = 0.1  # between two attempts
 RECONNECT_S = 0.5  # between two attempts to reach any broker at all
-PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 UNREACHABLE = (
     errors.KafkaConnectionError,
     errors.NodeNotReadyError,
@@ -43,7 +45,6 @@ REFUSALS = (
     errors.InvalidTimestampError,
     errors.PolicyViolationError,
 )
-MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 # The broker was reached, and it or we will have nothing to do with the other: trying again will not help.
 REFUSED = (
     errors.SaslAuthenticationFailed,
@@ -59,8 +60,9 @@ def connection_settings(servers: str, **security: Unpack[Security]) -> dict[str,
     Raises InvalidInput for an address that is none, ConfigError for security settings that cannot be.
     """
     protocol = security.get("security_protocol", "PLAINTEXT")
-    if protocol not in PROTOCOLS:
-        raise ConfigError(f"security_protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
+    if protocol not in get_args(SecurityProtocol):
+        known = ", ".join(get_args(SecurityProtocol))
+        raise ConfigError(f"security_protocol {protocol!r}: expected one of {known}")
     for server in servers.split(","):
         host, _, port = server.rpartition(":")
         if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
@@ -73,8 +75,9 @@ def connection_settings(servers: str, **security: Unpack[Security]) -> dict[str,
     }
     if protocol.startswith("SASL"):
         mechanism = security.get("sasl_mechanism", "PLAIN")
-        if mechanism not in MECHANISMS:
-            raise ConfigError(f"sasl_mechanism {mechanism!r}: expected one of {', '.join(MECHANISMS)}")
+        if mechanism not in get_args(SaslMechanism):
+            known = ", ".join(get_args(SaslMechanism))
+            raise ConfigError(f"sasl_mechanism {mechanism!r}: expected one of {known}")
         if "sasl_username" not in security or "sasl_password" not in security:
             raise ConfigError(f"security_protocol {protocol} needs sasl_username and sasl_password")
         settings |= {

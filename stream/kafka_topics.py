@@ -10,21 +10,17 @@ from aiokafka.protocol.commit import OffsetCommitRequest, OffsetFetchRequest
 from aiokafka.protocol.offset import OffsetRequest
 
 from ..errors import TopicNotFound
-from .kafka_client import REQUEST_S, KafkaClient, check
-from .log import Topic, check_topic_name, is_topic_name
+from .kafka_client import READ_COMMITTED, REQUEST_S, KafkaClient, check
+from .log import MAX_RECORD_BYTES, Topic, check_topic_name, is_topic_name
 
 __all__ = ["KafkaTopics"]
 
 DESCRIPTION_S = 60.0  # how long a topic's description is believed
 TOPIC_RESOURCE = 2  # the protocol's number for "a topic's settings"
 FORBIDDEN = (errors.TopicAuthorizationFailedError.errno, errors.ClusterAuthorizationFailedError.errno)
-MAX_RECORD_BYTES = 1_048_588  # Kafka's default for max.message.bytes, where it may not be asked
 BEGIN, END = -2, -1  # the protocol's timestamps for the first and the next offset
-READ_COMMITTED = 1  # END is then the last stable offset: what a reader of committed records can reach
-NO_GENERATION, NO_RETENTION = (
-    -1,
-    -1,
-)  # a commit from outside a rebalancing group; kept as long as the broker keeps any
+NO_GENERATION = -1  # a commit from outside a rebalancing group,
+NO_RETENTION = -1  # kept as long as the broker keeps any
 BROKER_DEFAULT = -1  # replicas
 
 
@@ -63,7 +59,7 @@ class KafkaTopics:
         response = await self._client.send(DescribeConfigsRequest([(TOPIC_RESOURCE, topic, names)]))
         code, reason, _, _, entries = response.resources[0]
         if code in FORBIDDEN:
-            return Topic(topic, numbers, None, MAX_RECORD_BYTES)
+            return Topic(topic, numbers, None, MAX_RECORD_BYTES)  # as if nobody had set it
         check(code, f"the settings of {topic} {reason or ''}")
         settings = {entry[0]: str(entry[1]) for entry in entries}
         return Topic(

@@ -27,9 +27,8 @@ GROUP_JOBS = 1000  # of one transaction; bounds how long the first one waits for
 GROUP_BYTES = 32 << 20  # of one transaction
 READ_THREADS = 4
 
-_open: dict[
-    Path, "LocalFiles"
-] = {}  # the process-wide state that LMDB's own rule asks for; see the module's docstring
+# The process-wide state that LMDB's own rule asks for; see the module's docstring.
+_open: dict[Path, "LocalFiles"] = {}
 _opening = threading.Lock()
 
 

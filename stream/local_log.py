@@ -21,6 +21,7 @@ from .local_files import LocalFiles
 from .local_layout import OFFSET, PLACE, RECORD_PLACE, TOPIC, decode, encode, group_key
 from .log import (
     FETCH_RECORDS,
+    MAX_RECORD_BYTES,
     TOMBSTONES_MS,
     Draft,
     Position,
@@ -37,7 +38,6 @@ __all__ = ["LocalLog", "LocalReader"]
 
 POLL_S = 0.005  # a reader that waits: 2.5 ms of delay on average for 0.5 % of a core
 FETCH_BYTES = 16 << 20  # of one fetch
-MAX_RECORD_BYTES = 1_048_588  # Kafka's default, so that what works here works there
 
 
 class LocalLog:

@@ -30,7 +30,9 @@ __all__ = [
     "Position",
     "Reader",
     "Record",
+    "SaslMechanism",
     "Security",
+    "SecurityProtocol",
     "Topic",
     "check_topic_name",
     "is_topic_name",
@@ -42,11 +44,14 @@ __all__ = [
 
 Headers = tuple[tuple[str, bytes], ...]
 Compression = Literal["none", "gzip", "snappy", "lz4", "zstd"]
+SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
+SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 
 FETCH_RECORDS = 1000  # what one fetch returns at most unless asked otherwise
 RECORD_OVERHEAD = 100  # bytes: Kafka's batch header (61) and the record's own varints (at most 36)
-TOMBSTONES_MS = 86_400_000  # Kafka's default for delete.retention.ms
 HEADER_OVERHEAD = 10  # bytes: two varint lengths
+TOMBSTONES_MS = 86_400_000  # Kafka's default for delete.retention.ms
+MAX_RECORD_BYTES = 1_048_588  # and for max.message.bytes; the local log's too: what works here works there
 TOPIC_NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
 
@@ -201,8 +206,8 @@ class Log(Protocol):
 class Security(TypedDict, total=False):
     """How to speak to a Kafka that wants more than a plain connection."""
 
-    security_protocol: str  # PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL
-    sasl_mechanism: str  # PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512
+    security_protocol: SecurityProtocol  # without it, PLAINTEXT
+    sasl_mechanism: SaslMechanism  # without it, PLAIN
     sasl_username: str
     sasl_password: str
     ssl_ca_file: str  # certificates to trust, PEM; without it, the system's

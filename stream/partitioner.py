@@ -14,9 +14,7 @@ def partition_of(key: bytes, partitions: int) -> int:
     """The partition, of so many, that Kafka's default partitioner gives to a key."""
     if partitions == 1:
         return 0
-    return (
-        murmur2(key) & 0x7FFFFFFF
-    ) % partitions  # Java clears the sign bit, it does not take the absolute value
+    return (murmur2(key) & 0x7FFFFFFF) % partitions  # Java clears the sign bit, it takes no absolute value
 
 
 def murmur2(data: bytes) -> int:

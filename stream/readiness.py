@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 from .events import Logger
 
@@ -53,11 +53,10 @@ class Readiness:
         was = bool(self._against)
         self._against.discard(reason)
         if was and not self._against:
-            shard = self._shard
-            fields: dict[str, Any] = {
-                "live": shard.live,
-                "digest": shard.digest,
-                "offsets": dict(shard.offsets),
-            }
-            took = round(time.monotonic() - self._since, 3)
-            self._logger.info("service.ready", **fields, catch_up_s=took)
+            self._logger.info(
+                "service.ready",
+                live=self._shard.live,
+                digest=self._shard.digest,
+                offsets=dict(self._shard.offsets),
+                catch_up_s=round(time.monotonic() - self._since, 3),
+            )

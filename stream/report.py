@@ -12,7 +12,7 @@ from typing import Any
 
 from .config import Settings
 from .drift_words import sentence
-from .history import history, now_of, start_of
+from .history import MEASUREMENTS, history, now_of, start_of
 from .report_dimensions import DimensionDrift, Dimensions, drift_of_dimensions
 
 __all__ = [
@@ -25,8 +25,6 @@ __all__ = [
     "make_report",
     "read_report",
 ]
-
-SILENT = ("drift.window", "canary.window", "reencode.progress")  # they are curves, not happenings
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +47,10 @@ class Ingest:
     from_ms: int
     to_ms: int
     rows: int
+
+    @property
+    def per_second(self) -> float:
+        return 1000 * self.rows / (self.to_ms - self.from_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +155,7 @@ def make_report(
         happenings=tuple(
             Happening(event["time_ms"], event["event"], sentence(event))
             for event in shown
-            if event["event"] not in SILENT
+            if event["event"] not in MEASUREMENTS
         ),
         now=now,
     )
@@ -228,9 +230,8 @@ def _bands(
         if event["event"] == "frame.opened":
             number: int = event["frame"]
             written_until(at)
-            if (
-                event["expected_gain"] is None
-            ):  # the first code after floats: of a new index, if others are alive
+            if event["expected_gain"] is None:
+                # The first code after floats: of a new index, if others are alive.
                 for band in alive.values():
                     end(band, at)
                 alive.clear()

@@ -80,8 +80,7 @@ def recall_plot(report: Report, axis: TimeAxis) -> str:
             "circle",
             tag("title", text(
                 f"{clock(recall.time_ms)}: recall@{recall.k} {recall.recall:.4f}, between {recall.low:.4f} "
-                "and "
-                f"{recall.high:.4f}; {recall.queries:,} queries, ef {recall.ef}"
+                f"and {recall.high:.4f}; {recall.queries:,} queries, ef {recall.ef}"
             )),
             class_="dot recall", cx=axis.x(recall.time_ms), cy=scale.y(recall.recall), r=radius,
         )
@@ -180,16 +179,17 @@ def ingest_plot(report: Report, axis: TimeAxis) -> str:
     if not spans:
         return ""
     height = 170
-    scale = linear(0.0, 1.1 * max(_rate(span) for span in spans), height)
+    scale = linear(0.0, 1.1 * max(span.per_second for span in spans), height)
     bars = "".join(
         tag(
             "rect",
             tag("title", text(
-                f"{clock(span.from_ms)} to {clock(span.to_ms)}: {span.rows:,} rows, {number(_rate(span))} "
-                "a second"
+                f"{clock(span.from_ms)} to {clock(span.to_ms)}: {span.rows:,} rows, "
+                f"{number(span.per_second)} a second"
             )),
-            class_="ingest", x=axis.x(span.from_ms), y=scale.y(_rate(span)),
-            width=max(0.7, axis.x(span.to_ms) - axis.x(span.from_ms)), height=height - scale.y(_rate(span)),
+            class_="ingest", x=axis.x(span.from_ms), y=scale.y(span.per_second),
+            width=max(0.7, axis.x(span.to_ms) - axis.x(span.from_ms)),
+            height=height - scale.y(span.per_second),
         )
         for span in spans
     )  # fmt: skip
@@ -198,10 +198,6 @@ def ingest_plot(report: Report, axis: TimeAxis) -> str:
 
 def _loss(window: Window) -> float:
     return max(1.0, window.fit_loss or 1.0)
-
-
-def _rate(span: Ingest) -> float:
-    return 1000 * span.rows / (span.to_ms - span.from_ms)
 
 
 def _window_words(window: Window) -> str:
@@ -221,8 +217,8 @@ def _band_words(band: Band) -> str:
 
 
 def _alarms(report: Report, axis: TimeAxis, height: int) -> str:
-    """A line through the plot and a number above it for each alarm; a thin line where rows were counted "
-    "anew."""
+    """A line through the plot and a number above it for each alarm; a thin line where rows were counted
+    anew."""
     parts = [
         tag(
             "line", tag("title", f"{clock(at)}: the index was started again, and counts its rows anew"),

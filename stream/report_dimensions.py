@@ -16,9 +16,8 @@ __all__ = ["DimensionDrift", "Dimensions", "drift_of_dimensions"]
 
 DRAWN = 24  # dimensions
 
-Told = tuple[
-    NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]
-]  # dimensions, PSI, shift of the mean
+# dimensions, their PSI, and the shift of their mean in sigmas: [n] each
+Told = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,7 +150,7 @@ def _tiles(report: Report) -> list[tuple[str, str, str]]:
                 f"of {len(report.bands)} in this period",
             )
         )
-    rates = [1000 * span.rows / (span.to_ms - span.from_ms) for span in report.ingest]
+    rates = [span.per_second for span in report.ingest]
     if rates:
         tiles.append((number(statistics.median(rates)), "vectors written a second", "median"))
     if report.now is not None:

@@ -1,14 +1,14 @@
 """Results as text for people: what the command line prints without --json."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .drift_words import sentence
+from .drift_words import sentence, time_of_day
 
 __all__ = ["show"]
 
@@ -38,6 +38,18 @@ def megabytes(size: float) -> str:
 def offsets_text(offsets: Mapping[Any, int] | None) -> str:
     """Partition -> offset, short."""
     return "unknown" if offsets is None else ", ".join(f"{p}: {offset:,}" for p, offset in offsets.items())
+
+
+def counts_text(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{code}: {count:,}" for code, count in counts.items()) or "none"
+
+
+def frames_text(frames: Iterable[Result]) -> str:
+    return ", ".join(f"{f['frame']} ({f['kind']}): {f['rows']:,} rows" for f in frames) or "none"
+
+
+def loss_text(fit_loss: float | None) -> str:
+    return "rows are floats" if fit_loss is None else f"{fit_loss:.3f}"
 
 
 def _feed(console: Console, result: Result) -> None:
@@ -73,10 +85,6 @@ def _status(console: Console, result: Result) -> None:
     taken = "none yet"
     if snapshot is not None:
         taken = f"{snapshot['id']}, {snapshot['live']:,} vectors, {snapshot['age_s']:.0f} s old"
-    rejected = ", ".join(f"{code}: {count:,}" for code, count in result["rejected"].items())
-    failed = ", ".join(f"{code}: {count:,}" for code, count in result["failed"].items())
-    frames = ", ".join(f"{f['frame']} ({f['kind']}): {f['rows']:,} rows" for f in result["frames"])
-    loss = result["fit_loss"]
     pairs(
         console,
         {
@@ -90,16 +98,16 @@ def _status(console: Console, result: Result) -> None:
             "digest": result["digest"] or "none yet",
             "applied offsets": offsets_text(result["applied"]),
             "lag": offsets_text(result["lag"]),
-            "frames": frames or "none",
-            "fit loss": "rows are floats" if loss is None else f"{loss:.3f}",
+            "frames": frames_text(result["frames"]),
+            "fit loss": loss_text(result["fit_loss"]),
             "recall": _recall(result),
             "snapshot": f"{taken}; {result['records_since_snapshot']:,} records since",
             "records": f"{result['records']:,} ({result['upserted']:,} rows changed, "
             f"{result['deleted']:,} deleted)",
-            "rejected": rejected or "none",
+            "rejected": counts_text(result["rejected"]),
             "searches": f"{result['searches']:,} answered, {result['expired']:,} expired, "
             f"{result['unroutable']:,} with no way back, {result['waiting_requests']:,} waiting",
-            "errors replied": failed or "none",
+            "errors replied": counts_text(result["failed"]),
             "memory": ", ".join(f"{part} {megabytes(size)}" for part, size in result["memory"].items()),
         },
     )
@@ -162,15 +170,13 @@ def _drift(console: Console, result: Result) -> None:
     table.add_column("event", style="cyan", no_wrap=True)
     table.add_column("what", overflow="fold")
     for event in result["events"]:
-        at = time.strftime("%H:%M:%S", time.localtime(event["time_ms"] / 1000))
-        table.add_row(at, event["event"], Text(sentence(event)))
+        table.add_row(time_of_day(event), event["event"], Text(sentence(event)))
     console.print(table if result["events"] else "no drift event yet")
     now = result["now"]
     if now is None:
         console.print("the service is not running here; frames and fit loss are its to tell")
         return
-    loss = "rows are floats" if now["fit_loss"] is None else f"{now['fit_loss']:.3f}"
-    frames = ", ".join(f"{f['frame']} ({f['kind']}): {f['rows']:,} rows" for f in now["frames"])
+    loss, frames = loss_text(now["fit_loss"]), frames_text(now["frames"])
     pairs(console, {"vectors": f"{now['live']:,}", "fit loss": loss, "frames": frames})
 
 
@@ -185,8 +191,7 @@ def _reencode(console: Console, result: Result) -> None:
     console.print(states[result["state"]] + ("; paused, --resume goes on" if result["paused"] else ""))
     last = result["last"]
     if result["state"] == "idle" and last is not None:
-        at = time.strftime("%H:%M:%S", time.localtime(last["time_ms"] / 1000))
-        console.print(f"the last one, {at}: {sentence(last)}")
+        console.print(f"the last one, {time_of_day(last)}: {sentence(last)}")
 
 
 def _report(console: Console, result: Result) -> None:

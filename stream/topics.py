@@ -47,8 +47,7 @@ def _how_to_create(settings: Settings, name: str, compacted: bool) -> str:
         return f"topic {name} does not exist in the local log {place}. Let it be created: --create-topics"
     policy = " --config cleanup.policy=compact" if compacted else ""
     return (
-        f"topic {name} does not exist. Create it with Kafka's tool, `kafka-topics.sh --bootstrap-server "
-        f"{place} "
-        f"--create --topic {name} --partitions {settings.topics.partitions}{policy}`, "
+        f"topic {name} does not exist. Create it with Kafka's tool, `kafka-topics.sh --create --topic {name} "
+        f"--bootstrap-server {place} --partitions {settings.topics.partitions}{policy}`, "
         "or let driftline do it: --create-topics"
     )

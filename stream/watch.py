@@ -17,8 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from .config import Settings
-from .drift_words import sentence
-from .history import DriftEvent, follow, status_of
+from .drift_words import sentence, time_of_day
+from .history import MEASUREMENTS, DriftEvent, follow, status_of
 
 __all__ = ["Watched", "view", "watch"]
 
@@ -28,7 +28,6 @@ CURVE = 48  # windows in a curve, one character each
 BLOCKS = "▁▂▃▄▅▆▇█"
 BAR = 24  # characters
 LEAST_RANGE = 0.02  # of recall, from the bottom of its curve to 1
-SILENT = ("drift.window", "canary.window", "reencode.progress")
 
 
 class Watched:
@@ -60,7 +59,7 @@ class Watched:
                 self.moving = None
             case _:
                 pass
-        if event["event"] not in SILENT:
+        if event["event"] not in MEASUREMENTS:
             self.happenings.append(event)
 
     def saw(self, status: Mapping[str, Any] | None, at_s: float) -> None:
@@ -101,7 +100,7 @@ async def _watch_live(settings: Settings) -> None:
 async def _print_events(settings: Settings) -> None:
     async for events in follow(settings, HISTORY, EVERY_S):
         for event in events:
-            print(f"{_time(event)} {event['event']:<18} {sentence(event)}", flush=True)
+            print(f"{time_of_day(event)} {event['event']:<18} {sentence(event)}", flush=True)
 
 
 def view(watched: Watched, height: int) -> RenderableType:
@@ -210,9 +209,5 @@ def _happenings(events: Sequence[DriftEvent]) -> RenderableType:
     table.add_column(overflow="fold")
     for event in events:
         style = "bold red" if event["event"] == "drift.detected" else ""
-        table.add_row(_time(event), Text(sentence(event), style=style))
+        table.add_row(time_of_day(event), Text(sentence(event), style=style))
     return table
-
-
-def _time(event: DriftEvent) -> str:
-    return time.strftime("%H:%M:%S", time.localtime(event["time_ms"] / 1000))

@@ -358,9 +358,8 @@ def test_windows_report() -> None:
     assert moved.drifted_share == pytest.approx(1 / 8)
     assert moved.worst[0].dimension == 2
     assert moved.worst[0].shift_sigmas == pytest.approx(1.0, abs=0.1)
-    assert moved.worst[0].psi == pytest.approx(
-        1.0, abs=0.3
-    )  # of two unit normal laws one sigma apart it is 1
+    # Of two unit normal laws one sigma apart it is 1.
+    assert moved.worst[0].psi == pytest.approx(1.0, abs=0.3)
     assert moved.wasserstein_sigmas == pytest.approx(1 / 8, abs=0.03)
     assert moved.mean_shift_sigmas == pytest.approx(math.sqrt(1 / 8), abs=0.05)
     assert 0 < moved.jensen_shannon < 1 / 8

@@ -13,6 +13,8 @@ from driftline.index.filters import parse_filter
 from driftline.index.payloads import items_of, payload_of
 from driftline.index.raw import MemoryRawVectors
 
+from ..threads import forever
+
 DIM = 12
 LONG_S = 60.0  # no wait in these tests is longer unless something is broken
 
@@ -310,22 +312,6 @@ def test_beside_writers_and_upkeep():
     index.upsert(stable, x[:150], kept)
     index.upsert([f"other-{n}" for n in range(1500)], x[:1500], [{"group": n % 3} for n in range(1500)])
     stop = threading.Event()
-    failures: list[BaseException] = []
-
-    def forever(work: Callable[[int], None]) -> threading.Thread:
-        def run() -> None:
-            turn = 0
-            try:
-                while not stop.is_set():
-                    work(turn)
-                    turn += 1
-            except BaseException as failure:
-                failures.append(failure)
-                stop.set()
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        return thread
 
     def write(turn: int) -> None:
         draw = random.Random(turn)
@@ -351,16 +337,7 @@ def test_beside_writers_and_upkeep():
         if checked[0] >= 150:
             stop.set()
 
-    threads = [
-        forever(write),
-        forever(lambda _: bool(index.maintain(0.02))),
-        forever(search),
-        forever(search),
-    ]
-    stop.wait(LONG_S)
-    stop.set()
-    for thread in threads:
-        thread.join(LONG_S)
-    assert not failures, failures
+    with forever(stop, write, lambda _: index.maintain(0.02), search, search):
+        stop.wait(LONG_S)
     assert checked[0] >= 150
     index.check()

@@ -297,9 +297,8 @@ def test_one_block_too_many_at_most():
     core = core_of(x, m=4, ef_construction=20, tile=tile_of(x))
     core.upsert(keys_of(range(3000)), [b""] * 3000, x, np.arange(3000, dtype=np.uint64))
     codes = core.usage().codes
-    reader = threading.Thread(
-        target=core.exact, args=(np.tile(x, (10, 1)), 10)
-    )  # one search, as long as it takes
+    # One search that takes long.
+    reader = threading.Thread(target=core.exact, args=(np.tile(x, (10, 1)), 10))
     reader.start()
     refused = 0
     while reader.is_alive() and refused < 3:

@@ -10,6 +10,7 @@ from driftline.native._core import lib
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ..threads import forever
 from .tiles import core_of, keys_of, saved, tile_of
 
 ROWS = 5000
@@ -238,21 +239,8 @@ def test_beside_readers_writers_and_reencodes():
         names = keys_of(range(start, start + 100))
         names[0] = still[start // 100]
         core.upsert(names, [b""] * 100, x[start : start + 100], rows[start : start + 100])
-    stop, failures = threading.Event(), []
+    stop = threading.Event()
     slabs: set[int] = set()
-
-    def forever(work):
-        def run() -> None:
-            turn = 0
-            try:
-                while not stop.is_set():
-                    work(turn)
-                    turn += 1
-            except BaseException as failure:
-                failures.append(failure)
-                stop.set()
-
-        return threading.Thread(target=run)
 
     def read(turn: int) -> None:
         at = int(spread[turn % 60])
@@ -277,24 +265,17 @@ def test_beside_readers_writers_and_reencodes():
         if turn % 50 == 0:
             core.check(codes=True)
 
-    threads = [forever(read), forever(keep_up)]
-    for thread in threads:
-        thread.start()
     others = [n for n in range(6000) if n % 100]
-    for _ in range(2):
-        for start in range(0, len(others), 200):
-            core.delete(keys_of(np.array(others[start : start + 200])))
-        for _ in range(3000):
-            if core.slabs <= 1 or stop.wait(0.01):
-                break
-        for start in range(0, len(others), 500):
-            some = others[start : start + 500]
-            core.upsert(keys_of(np.array(some)), [b""] * len(some), x[some], rows[some])
-    stop.set()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
+    with forever(stop, read, keep_up):
+        for _ in range(2):
+            for start in range(0, len(others), 200):
+                core.delete(keys_of(np.array(others[start : start + 200])))
+            for _ in range(3000):
+                if core.slabs <= 1 or stop.wait(0.01):
+                    break
+            for start in range(0, len(others), 500):
+                some = others[start : start + 500]
+                core.upsert(keys_of(np.array(some)), [b""] * len(some), x[some], rows[some])
     assert min(slabs) <= 2
     assert max(slabs) >= 5
     core.check(codes=True)

@@ -23,9 +23,8 @@ import msgpack
 import numpy as np
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
+from driftline import Row
 from driftline.errors import DriftlineError, LogError, SearchFailed
-from driftline.index.online import OnlineIndex
-from driftline.snapshots.store import SnapshotStore
 from driftline.stream.clients import SearchClient
 from driftline.stream.control import ask
 from driftline.stream.log import open_log
@@ -33,7 +32,7 @@ from driftline.stream.log import open_log
 from ..kafka.cluster import KafkaCluster
 from ..kafka.link import LossyLink
 from .oracle import Fold, Live, digest
-from .running import Place, eventually
+from .running import Place, differences, eventually
 
 __all__ = ["Chaos", "Found", "Plan"]
 
@@ -352,23 +351,10 @@ class Chaos:
         self.found.live = len(live)
 
     def _offline(self, folded: Live) -> list[str]:
-        with SnapshotStore.open(self._service.data_dir, dim=DIM, metric="l2") as store:
-            snapshot = store.newest()
-            if snapshot is None:
-                return ["no snapshot"]
-            index = OnlineIndex.restore(snapshot.cut, store.open_raw())
-            index.check()  # raises CorruptIndex
-            keys = list(folded)
-            held = index.get(keys)
-            missing = sum(row is None for row in held)
-            other = sum(
-                row is not None and (row.vector.astype("<f4").tobytes(), row.attributes or b"") != folded[key]
-                for key, row in zip(keys, held, strict=True)
-            )
-            surplus = len(set(index.keys()) - folded.keys())
-        told = {"keys missing": missing, "keys with other values": other, "keys too many": surplus}
-        wrong = [f"{count} {what}" for what, count in told.items() if count]
-        return wrong + [f"damaged: {reason}" for reason in snapshot.skipped]
+        def same(row: Row, held: tuple[bytes, bytes]) -> bool:
+            return (row.vector.astype("<f4").tobytes(), row.attributes or b"") == held
+
+        return differences(self._service, folded, same, dim=DIM, metric="l2")
 
     async def _search(self) -> None:
         """Ask evenly, and count what becomes of it: unanswered at rest is another thing than in a crash."""

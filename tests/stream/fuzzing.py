@@ -18,14 +18,13 @@ from typing import Any
 
 import msgpack
 import numpy as np
-from driftline.index.online import OnlineIndex
-from driftline.snapshots.store import SnapshotStore
+from driftline import Row
 from driftline.stream.log import Draft, Headers, Log, Reader, Record
 from driftline.stream.messages import CODES, ReplyRoute, correlation_of, route_headers
 
-from .running import Place, eventually, read_all, reasons
+from .running import Place, differences, eventually, read_all, reasons
 
-__all__ = ["SETTINGS", "Tally", "fuzz_records", "fuzz_requests", "kept"]
+__all__ = ["SETTINGS", "Tally", "fuzz_records", "fuzz_requests"]
 
 DIM = 8
 MODEL = "a"
@@ -201,7 +200,7 @@ async def fuzz_records(log: Log, place: Place, count: int, seed: int, tell: Tell
         tally.wrong.append(f"counted {dict(counted)}, dead letters {dict(tally.codes)}")
     assert place.service.stop() == 0
     live = {key: vector for key, vector in last.items() if vector is not None}
-    tally.wrong += await asyncio.to_thread(kept, place, live)
+    tally.wrong += await asyncio.to_thread(differences, place.service, live, same, dim=DIM, metric="cosine")
     return tally
 
 
@@ -235,23 +234,9 @@ async def letters(log: Log, place: Place, tally: Tally) -> set[int]:
     return found
 
 
-def kept(place: Place, live: dict[bytes, bytes]) -> list[str]:
-    """How a stopped service's newest snapshot differs from keys and vectors; b"" stands for any vector."""
-    with SnapshotStore.open(place.service.data_dir, dim=DIM, metric="cosine") as store:
-        snapshot = store.newest()
-        assert snapshot is not None
-        index = OnlineIndex.restore(snapshot.cut, store.open_raw())
-        index.check()
-        keys = list(live)
-        missing = other = 0
-        for first in range(0, len(keys), BATCH):
-            span = keys[first : first + BATCH]
-            for key, row in zip(span, index.get(span), strict=True):
-                missing += row is None
-                other += row is not None and live[key] not in (b"", row.vector.tobytes())
-        surplus = len(set(index.keys()) - live.keys())
-    found = {"keys missing": missing, "keys with other vectors": other, "keys too many": surplus}
-    return [f"{count} {what}" for what, count in found.items() if count]
+def same(row: Row, vector: bytes) -> bool:
+    """b"" stands for any vector."""
+    return vector in (b"", row.vector.tobytes())
 
 
 async def fuzz_requests(log: Log, place: Place, count: int, seed: int, tell: Tell) -> Tally:

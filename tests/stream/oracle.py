@@ -9,9 +9,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 __all__ = ["Fold", "Live", "digest"]
 
-Live = dict[
-    bytes, tuple[bytes, bytes]
-]  # key -> vector as little-endian float32, attributes as msgpack or b""
+Live = dict[bytes, tuple[bytes, bytes]]  # key -> little-endian float32, and msgpack of attributes or b""
 DEADLINE_S = 120.0
 
 

@@ -7,20 +7,24 @@ import signal
 import subprocess
 import sysconfig
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import numpy as np
 import pytest
+from driftline import OnlineIndex, Row
+from driftline.snapshots.store import SnapshotStore
 from driftline.stream.control import ServiceUnreachable, ask
 from driftline.stream.log import Draft, Log, Record
 from numpy.typing import NDArray
 
 DRIFTLINE = Path(sysconfig.get_path("scripts")) / "driftline"
 DEADLINE_S = 60.0
+BATCH = 2000  # keys asked for at once
 
 Found = TypeVar("Found")
+Wanted = TypeVar("Wanted")
 Vectors = NDArray[np.float32]
 
 
@@ -191,6 +195,34 @@ async def fold(log: Log, topic: str) -> dict[bytes, bytes]:
         else:
             live[record.key] = record.value
     return live
+
+
+def differences(
+    service: Service,
+    wanted: Mapping[bytes, Wanted],
+    same: Callable[[Row, Wanted], bool],
+    *,
+    dim: int,
+    metric: str,
+) -> list[str]:
+    """How a stopped service's newest snapshot differs from what each key should hold; checks its index."""
+    with SnapshotStore.open(service.data_dir, dim=dim, metric=metric) as store:
+        snapshot = store.newest()
+        if snapshot is None:
+            return ["no snapshot"]
+        index = OnlineIndex.restore(snapshot.cut, store.open_raw())
+        index.check()  # raises CorruptIndex
+        keys = list(wanted)
+        missing = other = 0
+        for first in range(0, len(keys), BATCH):
+            span = keys[first : first + BATCH]
+            for key, row in zip(span, index.get(span), strict=True):
+                missing += row is None
+                other += row is not None and not same(row, wanted[key])
+        surplus = len(set(index.keys()) - wanted.keys())
+    found = {"keys missing": missing, "keys with other values": other, "keys too many": surplus}
+    wrong = [f"{count} {what}" for what, count in found.items() if count]
+    return wrong + [f"damaged: {reason}" for reason in snapshot.skipped]
 
 
 def bare(topic: str, key: bytes, vector: Iterable[float] | Vectors) -> Draft:

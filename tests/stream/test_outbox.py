@@ -4,6 +4,7 @@ letters."""
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,19 @@ async def sent(log: Any) -> list[bytes | None]:
     return [record.value for record in await read_all(log, TOPIC)]
 
 
+@asynccontextmanager
+async def sending(outbox: Outbox) -> AsyncIterator[asyncio.TaskGroup]:
+    """The outbox sends while the block runs; a group for what is to run beside it."""
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(outbox.run())
+        yield group
+        running.cancel()
+
+
 async def test_flushed_means_acknowledged(log: Any, logger: Logger) -> None:
     """Not before the append returned, and only what was put before."""
     outbox = Outbox(log, logger, 100)
-    async with asyncio.TaskGroup() as group:
-        running = group.create_task(outbox.run())
+    async with sending(outbox) as group:
         await outbox.flushed()  # nothing was put: at once
         await outbox.put(drafts(1, 2))
         waiting = group.create_task(outbox.flushed())
@@ -82,14 +91,12 @@ async def test_flushed_means_acknowledged(log: Any, logger: Logger) -> None:
             await waiting
             await outbox.flushed()
         assert await sent(log) == [b"1", b"2", b"3"]
-        running.cancel()
 
 
 async def test_a_full_outbox_makes_the_caller_wait(log: Any, logger: Logger) -> None:
     """The bound is met by waiting, not by dropping."""
     outbox = Outbox(log, logger, 2)
-    async with asyncio.TaskGroup() as group:
-        running = group.create_task(outbox.run())
+    async with sending(outbox) as group:
         await outbox.put(drafts(1, 2))
         third = group.create_task(outbox.put(drafts(3)))
         await asyncio.sleep(0)
@@ -99,7 +106,6 @@ async def test_a_full_outbox_makes_the_caller_wait(log: Any, logger: Logger) -> 
             await third
             await outbox.flushed()
         assert await sent(log) == [b"1", b"2", b"3"]
-        running.cancel()
 
 
 async def test_a_broker_that_is_away_is_tried_again(log: Any, logger: Logger) -> None:
@@ -107,20 +113,17 @@ async def test_a_broker_that_is_away_is_tried_again(log: Any, logger: Logger) ->
     log.failures = [BrokerUnavailable("away")]
     log.door.set()
     outbox = Outbox(log, logger, 10)
-    async with asyncio.TaskGroup() as group:
-        running = group.create_task(outbox.run())
+    async with sending(outbox):
         await outbox.put(drafts(1))
         async with asyncio.timeout(DEADLINE_S):
             await outbox.flushed()
         assert await sent(log) == [b"1"]
-        running.cancel()
 
 
 async def test_a_full_outbox_counts_bytes(log: Any, logger: Logger) -> None:
     """The bound holds within one call, too; what is larger than all room passes alone."""
     outbox = Outbox(log, logger, 100, capacity_bytes=1000)
-    async with asyncio.TaskGroup() as group:
-        running = group.create_task(outbox.run())
+    async with sending(outbox) as group:
         large = [Draft(TOPIC, None, bytes(size)) for size in (300, 300, 300, 5000, 300)]
         putting = group.create_task(outbox.put(large))
         await asyncio.sleep(0)
@@ -131,7 +134,6 @@ async def test_a_full_outbox_counts_bytes(log: Any, logger: Logger) -> None:
             await putting
             await outbox.flushed()
         assert await sent(log) == [draft.value for draft in large]
-        running.cancel()
 
 
 async def test_what_is_refused_ends_nothing(log: Any, logger: Logger) -> None:
@@ -143,8 +145,7 @@ async def test_what_is_refused_ends_nothing(log: Any, logger: Logger) -> None:
     keyless = Rejection(Record("t", 1, 7, 0, None, b"v", (("own", b"h"),)), "empty_key", "no key")
     letter = fitting_letter(keyless, await log.describe("compacted"), "0")
     await outbox.put([Draft("compacted", b"a", b"1"), letter, Draft("compacted", None, b"event")])
-    async with asyncio.TaskGroup() as group:
-        running = group.create_task(outbox.run())
+    async with sending(outbox):
         async with asyncio.timeout(DEADLINE_S):
             await outbox.flushed()
             first, bare = await read_all(log, "compacted")
@@ -159,7 +160,6 @@ async def test_what_is_refused_ends_nothing(log: Any, logger: Logger) -> None:
             (record,) = await read_all(log, TOPIC)
             assert record.key == b"t/1/7"
             assert outbox.refused == 1
-        running.cancel()
 
 
 async def test_a_topic_that_is_gone_ends_it(log: Any, logger: Logger) -> None:
@@ -180,8 +180,7 @@ async def test_a_snapshot_stays_behind_its_dead_letters(log: Any, logger: Logger
     outbox = Outbox(log, logger, 10)
     drift = DriftEvents(TOPIC, settings.topics.vectors, shard, outbox, logger)
     snapshots = Snapshotting(settings, log, shard, drift, outbox, logger)
-    async with asyncio.TaskGroup() as group:
-        running = group.create_task(outbox.run())
+    async with sending(outbox) as group:
         await outbox.put(drafts(1))
         await shard.apply(None, {0: 7}, 7)
         taking = group.create_task(snapshots.take("asked"))
@@ -194,7 +193,6 @@ async def test_a_snapshot_stays_behind_its_dead_letters(log: Any, logger: Logger
             assert (await taking) == shard.snapshot
         assert shard.snapshot is not None
         assert shard.records_since_snapshot == 0
-        running.cancel()
     assert await log.committed("driftline", settings.topics.vectors) == {0: 7}
     await asyncio.to_thread(shard.close)
 
@@ -218,8 +216,7 @@ async def test_a_snapshot_stays_behind_what_its_index_said(log: Any, logger: Log
     await shard.apply(batch, {0: 1500}, 1500)
     while await shard.maintain(1.0, Budget(1.0, 1.0)):
         pass
-    async with asyncio.TaskGroup() as group:
-        running = group.create_task(outbox.run())
+    async with sending(outbox) as group:
         taking = group.create_task(snapshots.take("asked"))
         async with asyncio.timeout(DEADLINE_S):
             await log.asked.wait()
@@ -229,7 +226,6 @@ async def test_a_snapshot_stays_behind_what_its_index_said(log: Any, logger: Log
         async with asyncio.timeout(DEADLINE_S):
             await taking
         told = [json.loads(record.value or b"") for record in await read_all(log, TOPIC)]
-        running.cancel()
     assert told
     assert shard.take_events() == []
     for event in told:

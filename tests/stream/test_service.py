@@ -5,8 +5,7 @@ import asyncio
 import json
 import random
 import uuid
-from collections.abc import AsyncIterator, Mapping
-from hashlib import sha256
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from driftline.stream.clients import FeedClient, SearchClient
 from driftline.stream.local_layout import DATABASES
 from driftline.stream.log import Draft, Log, open_log
 
+from .oracle import digest
 from .running import (
     Place,
     bare,
@@ -52,19 +52,12 @@ def name() -> str:
     return f"service-{uuid.uuid4().hex[:8]}"
 
 
-def digest_by_hand(live: Mapping[bytes, bytes]) -> str:
-    """As docs/operations.md has it, of rows without attributes."""
-    rows = [len(key).to_bytes(4, "little") + key + bytes(4) + vector for key, vector in live.items()]
-    hashes = [int.from_bytes(sha256(row).digest()[:16], "little") for row in rows]
-    return f"{sum(hashes) % 2**128:032x}"
-
-
 async def matches_fold(log: Log, place: Place) -> None:
     """Every key that a plain fold of the topic holds is live with its vector, and no other."""
     live = await fold(log, place.vectors)
     status = await eventually(place.service.caught_up, "caught up")
     assert status["live"] == len(live)
-    assert status["digest"] == digest_by_hand(live)
+    assert status["digest"] == digest({key: (vector, b"") for key, vector in live.items()})
     keys = list(live)
     async with SearchClient(log, place.search, place.replies) as client:
         asked = [client.search(key=key, k=1, include=["vector"], deadline_ms=60_000) for key in keys]

@@ -135,9 +135,8 @@ async def save(scene: Scene) -> None:
 async def forget(log: Clocked, *keys: bytes) -> None:
     """Delete keys, and let compaction forget that too."""
     await log.append([Draft("driftline.vectors", key, None) for key in keys])
-    await log.append(
-        [Draft("driftline.vectors", b"k19", b"not a vector")]
-    )  # compaction keeps the newest record
+    # Compaction keeps the newest record of a key, whatever it is.
+    await log.append([Draft("driftline.vectors", b"k19", b"not a vector")])
     await log.compact("driftline.vectors", tombstones_older_than_s=-1)
 
 
