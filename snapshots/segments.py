@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import CorruptIndex, InvalidInput, SnapshotError
+from ..errors import CorruptIndex, InvalidInput, SnapshotError, StorageRefused
 from ..index.digest import HASH_BYTES, Hashes
 from ..index.raw import RowIds, runs, segments_of
 from .checksum import checksum
@@ -99,7 +99,7 @@ class FileRawVectors:
 
     def append(self, vectors: Vectors, hashes: Hashes | None = None) -> RowIds:
         """Store float32 [n, dim] and their hashes (None: zeros); uint64 [n] row ids, readable at once, on
-        disk after the next `sync`."""
+        disk after the next `sync`. StorageRefused where the disk is full, read-only or failing."""
         if vectors.ndim != 2 or vectors.shape[1] != self.dim:
             raise InvalidInput(f"vectors of shape {vectors.shape} do not fit rows of {self.dim} float32")
         vectors = np.ascontiguousarray(vectors, np.float32)
@@ -120,7 +120,7 @@ class FileRawVectors:
                 ids[done : done + count] = np.arange(row, row + count, dtype=np.uint64)
                 done += count
         except OSError as cause:
-            raise SnapshotError(f"{self.path}: cannot store vectors: {cause.strerror or cause}") from cause
+            raise StorageRefused(f"{self.path}: cannot store vectors: {cause.strerror or cause}") from cause
         return ids
 
     def read(self, rows: RowIds) -> Vectors:
@@ -249,7 +249,7 @@ class FileRawVectors:
 
     def _start_segment(self) -> None:
         segment = self._next
-        self._next += 1  # first: a file that could not be finished stays behind, unnamed, and its id is spent
+        self._next += 1
         file = os.open(self._file(segment), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         try:
             os.pwrite(file, segment_header(segment, self.dim, self._capacity), 0)
@@ -257,6 +257,7 @@ class FileRawVectors:
             rows, hashes = self._mapped(file)
         except OSError:
             os.close(file)
+            self._file(segment).unlink()  # whoever tries again leaves no heap of files on a full disk
             raise
         with self._lock:  # in one step, because `sync` closes what is neither dirty nor open
             self._rows[segment], self._hashes[segment] = rows, hashes
