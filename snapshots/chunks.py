@@ -18,7 +18,16 @@ from .checksum import checksum
 from .environment import Environment, ReadTransaction, WriteTransaction
 from .manifest import ChunkEntry, Manifest
 
-__all__ = ["CHUNKS", "OTHER_BYTES", "ChunkWriter", "chunk_views", "is_whole", "read_chunk", "remove_unnamed"]
+__all__ = [
+    "CHUNKS",
+    "OTHER_BYTES",
+    "ChunkWriter",
+    "chunk_views",
+    "is_whole",
+    "put_chunk",
+    "read_chunk",
+    "remove_unnamed",
+]
 
 CHUNKS = "chunks"
 KEY = struct.Struct(">QII")
@@ -74,6 +83,12 @@ def read_chunk(txn: ReadTransaction, entry: ChunkEntry, *, hashed: bool = True) 
     if hashed and not is_whole(entry, views):
         raise SnapshotError(OTHER_BYTES)
     return b"".join(views)
+
+
+def put_chunk(txn: WriteTransaction, entry: ChunkEntry, data: bytes) -> None:
+    """Store a chunk where a manifest from elsewhere says it lies."""
+    for number, key in enumerate(_keys(entry)):
+        txn.put(CHUNKS, key, data[number * PIECE_BYTES : (number + 1) * PIECE_BYTES])
 
 
 def chunk_views(txn: ReadTransaction, entry: ChunkEntry) -> list[memoryview]:

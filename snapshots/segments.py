@@ -53,7 +53,8 @@ class FileRawVectors:
     manifest says), `checksums` those of their blocks where they are known. They are mapped, appending goes on
     behind them, and files of other segments are removed. A file that was cut off is mapped as far as it goes,
     one with a damaged header not at all, and none is mended: a snapshot that misses rows stays recognisable.
-    SnapshotError where directory or disk refuse.
+    SnapshotError where directory or disk refuse. `readonly`: for looking at a snapshot beside the process
+    that writes; nothing is created, removed or appended.
     """
 
     hashed = True
@@ -66,6 +67,7 @@ class FileRawVectors:
         checksums: Mapping[int, bytes] | None = None,
         *,
         segment_rows: int | None = None,
+        readonly: bool = False,
     ) -> None:
         self.path = Path(path)
         self.dim = dim
@@ -84,14 +86,18 @@ class FileRawVectors:
         self._sync_lock = threading.Lock()  # taken before _lock: no descriptor is closed while it is synced
         self._open = max(named, default=-1)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._next = 1 + max([*named, *self._remove_others(named)], default=-1)
+            if not readonly:
+                self.path.mkdir(parents=True, exist_ok=True)
+            removed = [] if readonly else self._remove_others(named)
+            self._next = 1 + max([*named, *removed], default=-1)
             for segment, rows in named.items():
                 if segment_problem(self.path, segment, dim, 0) is None:
-                    self._files[segment] = os.open(self._file(segment), os.O_RDWR)
+                    self._files[segment] = os.open(
+                        self._file(segment), os.O_RDONLY if readonly else os.O_RDWR
+                    )
                     self._map(segment, self._files[segment])
                     self._used[segment] = min(rows, len(self._rows[segment]))
-                    if segment != self._open:
+                    if readonly or segment != self._open:
                         os.close(self._files.pop(segment))
         except OSError as cause:
             self.close()

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,12 +36,16 @@ def open_snapshot(
     skipped: tuple[str, ...] = (),
     *,
     hashed: bool = True,
+    held: bool = False,
 ) -> Snapshot:
-    """The snapshot of a manifest, with its state read; SnapshotError if that is damaged. `hashed` False: all
-    its checksums were compared already, and are not again."""
+    """The snapshot of a manifest, with its state read; SnapshotError if that is damaged.
+
+    hashed False: all its checksums were compared already, and are not again. held: chunks are read by `txn`,
+    and only while it is open; else each by a transaction of its own.
+    """
     info = manifest.info
     state = _read(txn, info.id, "state", manifest.state, hashed)
-    chunks = _StoredChunks(environment, manifest, hashed)
+    chunks = _StoredChunks((lambda: nullcontext(txn)) if held else environment.read, manifest, hashed)
     cut = Cut(chunks, state, frozenset(manifest.segments), info.live, info.digest)
     return Snapshot(info, cut, skipped)
 
@@ -79,14 +84,16 @@ def _damaged_chunk(name: str, entry: ChunkEntry, views: list[memoryview]) -> str
 
 
 class _StoredChunks(Mapping[str, Chunk]):
-    def __init__(self, environment: Environment, manifest: Manifest, hashed: bool) -> None:
-        self._environment = environment
+    def __init__(
+        self, read: Callable[[], AbstractContextManager[ReadTransaction]], manifest: Manifest, hashed: bool
+    ) -> None:
+        self._read = read
         self._manifest = manifest
         self._hashed = hashed
 
     def __getitem__(self, name: str) -> Chunk:
         entry = self._manifest.chunks[name]
-        with self._environment.read() as txn:
+        with self._read() as txn:
             return Chunk(entry.version, _read(txn, self._manifest.info.id, name, entry, self._hashed))
 
     def __iter__(self) -> Iterator[str]:

@@ -10,8 +10,8 @@ written again; it goes when no manifest names it.
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing, suppress
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -44,6 +44,7 @@ from .manifest import (
 )
 from .segments import FileRawVectors
 from .snapshot import Snapshot, open_snapshot, problems
+from .transfer import export_snapshot
 
 __all__ = ["Snapshot", "SnapshotInfo", "SnapshotStore"]
 
@@ -173,16 +174,68 @@ class SnapshotStore:
     def get(self, snapshot: int) -> Snapshot:
         """A retained snapshot by its id, not read through first; SnapshotError if it is not there."""
         with self._environment.read() as txn:
-            manifests, damaged = read_manifests(txn)
-            if snapshot not in manifests:
-                reason = damaged.get(snapshot, "is not there")
-                raise SnapshotError(f"{self.path}: snapshot {snapshot}: {reason}")
-            return open_snapshot(self._environment, txn, manifests[snapshot])
+            return open_snapshot(self._environment, txn, self._manifest(txn, snapshot))
 
     def verify(self, snapshot: int) -> tuple[str, ...]:
         """Have a child process read all of a snapshot, raw vectors too: everything that is wrong, or
         nothing."""
         return examine_directory(self.path, alone=False, snapshot=snapshot)[snapshot]
+
+    @contextmanager
+    def view(self, snapshot: int) -> Generator[tuple[Snapshot, FileRawVectors]]:
+        """A retained snapshot and its raw vectors to read, which stay what they are whatever another process
+        commits or prunes: the snapshot's chunks within the block, the raw vectors until they are closed.
+
+        A child process has read all of it first. SnapshotError if it is not whole, or not there.
+        """
+        self._expect_whole(snapshot)
+        with self._environment.read() as txn:
+            manifest = self._manifest(txn, snapshot)
+            named, sums = manifest.segments, manifest.row_checksums
+            raw = FileRawVectors(segments_path(self.path), manifest.info.dim, named, sums, readonly=True)
+            if named.keys() - raw.segments().keys():
+                raise SnapshotError(f"{self.path}: snapshot {snapshot} was removed meanwhile")
+            yield open_snapshot(self._environment, txn, manifest, held=True), raw
+
+    def export(self, snapshot: int, target: Path) -> tuple[SnapshotInfo, int]:
+        """Write a retained snapshot to one file (transfer.py); its bytes. A child process has read all of it
+        first. SnapshotError if it is not whole, or the disk refuses."""
+        self._expect_whole(snapshot)
+        with self._environment.read() as txn:
+            manifest = self._manifest(txn, snapshot)
+            return manifest.info, export_snapshot(txn, manifest, segments_path(self.path), target)
+
+    def restore(self, snapshot: int) -> SnapshotInfo:
+        """Make an older snapshot the newest, under a new id; those in between stay, as many as are kept.
+
+        Who opens next replays the log from its offsets. SnapshotError if it is not whole.
+        """
+        self._expect_whole(snapshot)
+        with self._committing:
+            number = self._next_id()
+            with self._environment.read() as txn:
+                manifest = self._manifest(txn, snapshot)
+            again = replace(manifest, info=replace(manifest.info, id=number))
+            self._conclude(again)
+            return again.info
+
+    def prune(self, keep: int) -> tuple[int, ...]:
+        """Remove all but the newest `keep` snapshots, and those that are newer than the newest whole one;
+        the ids of what went. SnapshotsUnusable if none is whole."""
+        if keep < 1:
+            raise InvalidInput(f"keep = {keep}: at least one snapshot must be retained")
+        self.newest()
+        with self._committing, self._environment.write(room=0) as txn:
+            manifests, damaged = read_manifests(txn)
+            usable = [number for number in manifests if number not in self._unusable]
+            kept = [manifests[number] for number in usable[-keep:]]
+            gone = sorted((manifests.keys() | damaged.keys()) - {manifest.info.id for manifest in kept})
+            for number in gone:
+                txn.delete(MANIFESTS, manifest_key(number))
+            remove_unnamed(txn, kept)
+        if kept:
+            self.open_raw()  # removes the segments that none names any more
+        return tuple(gone)
 
     def known(self) -> dict[str, int]:
         """Chunk versions of the snapshot that this object last committed or returned from `newest`.
@@ -269,6 +322,17 @@ class SnapshotStore:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _expect_whole(self, snapshot: int) -> None:
+        if wrong := self.verify(snapshot):
+            raise SnapshotError(f"{self.path}: snapshot {snapshot}: {'; '.join(wrong)}")
+
+    def _manifest(self, txn: ReadTransaction, snapshot: int) -> Manifest:
+        manifests, damaged = read_manifests(txn)
+        if snapshot not in manifests:
+            reason = damaged.get(snapshot, "is not there")
+            raise SnapshotError(f"{self.path}: snapshot {snapshot}: {reason}")
+        return manifests[snapshot]
 
     def _problem(self, txn: ReadTransaction, manifest: Manifest) -> str | None:
         """The first thing that is wrong with a snapshot; each is read through once."""
