@@ -4,6 +4,8 @@ DriftlineError
 ├── InvalidInput        a bad argument or record; the message names it and the reason (also a ValueError)
 ├── CorruptIndex        a broken invariant, or bytes read back that cannot be what was written
 ├── SnapshotError       a data directory that cannot be used: other dimension, metric or format, damaged
+│   ├── SnapshotsUnusable  damaged, or of an older format: the log has all that it held
+│   └── StorageRefused     the disk did not take it: full, read-only, failing; trying again may help
 ├── LogError            the log could not do it; `retriable` says whether trying again may help
 │   ├── BrokerUnavailable
 │   ├── RecordRefused
@@ -22,6 +24,8 @@ __all__ = [
     "RecordRefused",
     "SearchFailed",
     "SnapshotError",
+    "SnapshotsUnusable",
+    "StorageRefused",
     "TopicNotFound",
 ]
 
@@ -40,6 +44,18 @@ class CorruptIndex(DriftlineError):
 
 class SnapshotError(DriftlineError):
     """A data directory that cannot be used as it is."""
+
+
+class SnapshotsUnusable(SnapshotError):
+    """What a data directory holds is damaged, or of an older format; the log has all of it."""
+
+    def __init__(self, reason: str, place: object) -> None:
+        super().__init__(f"{reason}; move {place} away to have the index built anew from the log")
+        self.reason = reason
+
+
+class StorageRefused(SnapshotError):
+    """The disk did not take what was to be stored: it is full, read-only or failing."""
 
 
 class LogError(DriftlineError):

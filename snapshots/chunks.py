@@ -18,12 +18,22 @@ from .checksum import checksum
 from .environment import Environment, ReadTransaction, WriteTransaction
 from .manifest import ChunkEntry, Manifest
 
-__all__ = ["CHUNKS", "ChunkWriter", "check_chunk", "read_chunk", "remove_unnamed"]
+__all__ = [
+    "CHUNKS",
+    "OTHER_BYTES",
+    "ChunkWriter",
+    "chunk_views",
+    "is_whole",
+    "put_chunk",
+    "read_chunk",
+    "remove_unnamed",
+]
 
 CHUNKS = "chunks"
 KEY = struct.Struct(">QII")
 NUMBER_AT = 12  # what stands before it is the chunk
 PIECE_BYTES = (1 << 20) - 16  # with LMDB's 16-byte header exactly 256 pages
+OTHER_BYTES = "its bytes are not those that were written (checksum)"
 TRANSACTION_BYTES = 8 << 20  # held in memory twice until they are committed: as chunks, and as LMDB's pages
 
 
@@ -69,19 +79,32 @@ class ChunkWriter:
         self._progress(self._done)
 
 
-def read_chunk(txn: ReadTransaction, entry: ChunkEntry) -> bytes:
-    """A copy of a chunk; SnapshotError if it is not what was written."""
-    data = b"".join(_pieces(txn, entry))
-    if len(data) != entry.size or checksum(data) != entry.checksum:
-        raise SnapshotError("its bytes are not those that were written (checksum)")
-    return data
+def read_chunk(txn: ReadTransaction, entry: ChunkEntry, *, hashed: bool = True) -> bytes:
+    """A copy of a chunk; SnapshotError if it is not what was written. `hashed` False: whose checksum was
+    compared already."""
+    views = chunk_views(txn, entry)
+    if hashed and not is_whole(entry, views):
+        raise SnapshotError(OTHER_BYTES)
+    return b"".join(views)
 
 
-def check_chunk(txn: ReadTransaction, entry: ChunkEntry) -> None:
-    """As `read_chunk`, without the copy."""
-    pieces = list(_pieces(txn, entry))
-    if sum(map(len, pieces)) != entry.size or checksum(*pieces) != entry.checksum:
-        raise SnapshotError("its bytes are not those that were written (checksum)")
+def put_chunk(txn: WriteTransaction, entry: ChunkEntry, data: bytes) -> None:
+    """Store a chunk where a manifest from elsewhere says it lies."""
+    for number, key in enumerate(_keys(entry)):
+        txn.put(CHUNKS, key, data[number * PIECE_BYTES : (number + 1) * PIECE_BYTES])
+
+
+def chunk_views(txn: ReadTransaction, entry: ChunkEntry) -> list[memoryview]:
+    """What is stored of a chunk, for as long as the transaction; SnapshotError if that is not all."""
+    views = list(_pieces(txn, entry))
+    if sum(map(len, views)) != entry.size:
+        raise SnapshotError(OTHER_BYTES)
+    return views
+
+
+def is_whole(entry: ChunkEntry, views: Iterable[memoryview]) -> bool:
+    """Whether these are the bytes that were written, by their checksum; any thread may ask."""
+    return checksum(*views) == entry.checksum
 
 
 def remove_unnamed(txn: WriteTransaction, manifests: Iterable[Manifest]) -> None:

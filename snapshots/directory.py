@@ -5,6 +5,7 @@
 | lock | held (flock) by the process that writes; its process id in decimal |
 | snapshots/ | the LMDB environment of chunks and manifests |
 | segments/ | raw vectors |
+| damaged/ | what was set aside last: the other two, as they were |
 
 Database `about` of the environment:
 
@@ -15,12 +16,14 @@ Database `about` of the environment:
 
 import fcntl
 import os
+import shutil
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from ..errors import SnapshotError
-from .environment import ReadTransaction, WriteTransaction
+from ..errors import SnapshotError, SnapshotsUnusable
+from .environment import ReadTransaction, WriteTransaction, sync_directory
 from .manifest import SnapshotInfo
 
 __all__ = [
@@ -29,6 +32,7 @@ __all__ = [
     "check_format",
     "check_shape",
     "segments_path",
+    "set_aside",
     "snapshots_path",
     "start_anew",
     "write_format",
@@ -37,6 +41,7 @@ __all__ = [
 LOCK = "lock"
 SNAPSHOTS = "snapshots"
 SEGMENTS = "segments"
+DAMAGED = "damaged"
 ABOUT = "about"
 FORMAT_KEY = b"format"
 FORMAT_VALUE = struct.Struct(">9sI")
@@ -74,8 +79,9 @@ class DirectoryLock:
             raise SnapshotError(f"{directory}: cannot be used as data directory: {cause.strerror}") from cause
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(file, 0)
-            os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+            with suppress(OSError):  # a full disk: the lock holds without the name of its holder
+                os.ftruncate(file, 0)
+                os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
         except BlockingIOError as cause:
             holder = os.pread(file, 32, 0).decode(errors="replace").strip() or "unknown"
             os.close(file)
@@ -92,22 +98,45 @@ class DirectoryLock:
             self._file = -1
 
 
+def set_aside(directory: Path) -> Path:
+    """Move all that cannot be used out of the way; where it lies now. What was set aside before is removed.
+
+    SnapshotError if another process holds the directory, or the disk refuses.
+    """
+    lock = DirectoryLock.acquire(directory)
+    place = directory / DAMAGED
+    try:
+        if place.exists():
+            shutil.rmtree(place)
+        place.mkdir()
+        for name in (SNAPSHOTS, SEGMENTS):  # the snapshots first: segments that none names are removed
+            if (directory / name).exists():
+                (directory / name).rename(place / name)
+        sync_directory(directory)
+    except OSError as cause:
+        raise SnapshotError(f"{directory}: cannot set damage aside: {cause.strerror or cause}") from cause
+    finally:
+        lock.release()
+    return place
+
+
 def write_format(txn: WriteTransaction) -> None:
     """Mark an empty environment as driftline's."""
     txn.put(ABOUT, FORMAT_KEY, FORMAT_VALUE.pack(FORMAT_NAME, FORMAT), overwrite=False)
 
 
 def check_format(path: Path, txn: ReadTransaction) -> None:
-    """SnapshotError if the environment is not driftline's, or of another format version."""
+    """SnapshotError if the environment is not driftline's, or of another format version: SnapshotsUnusable
+    for an older one."""
     stored = txn.get(ABOUT, FORMAT_KEY)
     if stored is None or len(stored) != FORMAT_VALUE.size or not stored.startswith(FORMAT_NAME):
         raise SnapshotError(f"{path}: holds an LMDB environment that is not a data directory of driftline")
     version = FORMAT_VALUE.unpack(stored)[1]
-    if version != FORMAT:
-        raise SnapshotError(
-            f"{path}: written in format version {version}, this driftline reads version {FORMAT}; "
-            f"use the driftline that wrote it, or {start_anew(path)}"
-        )
+    says = f"{path}: written in format version {version}, this driftline reads version {FORMAT}"
+    if version < FORMAT:
+        raise SnapshotsUnusable(says, path)
+    if version > FORMAT:
+        raise SnapshotError(f"{says}; use the driftline that wrote it, or {start_anew(path)}")
 
 
 def check_shape(path: Path, there: SnapshotInfo, dim: int, metric: str) -> None:

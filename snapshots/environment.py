@@ -34,7 +34,16 @@ import lmdb.verify
 
 from ..errors import DriftlineError
 
-__all__ = ["MAX_KEY_BYTES", "Environment", "ReadTransaction", "WriteTransaction", "examine", "sync_directory"]
+__all__ = [
+    "MAX_KEY_BYTES",
+    "Environment",
+    "ReadTransaction",
+    "WriteTransaction",
+    "examine",
+    "has_pages",
+    "is_damage",
+    "sync_directory",
+]
 
 Buffer = bytes | bytearray | memoryview
 
@@ -43,6 +52,15 @@ DATA_FILE = "data.mdb"
 MAP_BYTES = 64 << 30  # address space only; small enough for several environments in a 39-bit address space
 MAX_READERS = 510  # read transactions open at once, over all processes; 64 bytes each in the lock file
 ROOM_BYTES = 64 << 20  # free map wanted before a write transaction that names no size
+DAMAGE = (
+    lmdb.BadValsizeError,
+    lmdb.CorruptedError,
+    lmdb.CursorFullError,
+    lmdb.IncompatibleError,
+    lmdb.InvalidError,
+    lmdb.PageNotFoundError,
+    lmdb.VersionMismatchError,
+)  # what LMDB says of pages that cannot be; its other errors are of the system
 REMAP_WAIT_S = 30.0  # a reader that stays longer than this is a leak
 STALE_READERS_S = 60.0  # between two looks for readers of dead processes
 
@@ -160,6 +178,7 @@ class Environment:
         self._active = 0
         self._idle = threading.Condition()
         self._stale_looked = time.monotonic()
+        self.empty = False  # read-only, and nothing was ever stored: there are no databases to read
         try:
             if not readonly:
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -184,6 +203,9 @@ class Environment:
                 if not readonly:
                     self._make_whole()
                     sync_directory(self.path)
+        except OSError as cause:
+            self._env.close()
+            raise error(f"{self.path}: {cause.strerror or cause}") from cause
         except BaseException:
             self._env.close()
             raise
@@ -245,6 +267,9 @@ class Environment:
     def _open_databases(self, names: Sequence[str], readonly: bool) -> "dict[str, lmdb._Database]":
         try:
             if readonly:
+                self.empty = self._env.stat()["entries"] == 0
+                if self.empty:
+                    return {}
                 return {name: self._env.open_db(name.encode(), create=False) for name in names}
             # In one transaction: a process that dies here leaves all of them or an empty environment.
             with self._env.begin(write=True) as txn:
@@ -303,6 +328,11 @@ class Environment:
             raise self._error(f"{self.path}: {error}") from error
 
 
+def is_damage(error: DriftlineError) -> bool:
+    """Whether an error of an environment says that its pages are damaged."""
+    return isinstance(error.__cause__, DAMAGE)
+
+
 def examine(path: str | Path, *, error: type[DriftlineError]) -> None:
     """Walk the pages of the environment at `path` without LMDB; raise `error` if one is damaged.
 
@@ -310,9 +340,9 @@ def examine(path: str | Path, *, error: type[DriftlineError]) -> None:
     far more for small ones. A missing or empty file is in order: LMDB creates it.
     """
     data = Path(path) / DATA_FILE
+    if not has_pages(path):
+        return
     try:
-        if not data.exists() or data.stat().st_size == 0:
-            return
         # lmdb.verify is the one part of lmdb without types
         problems = cast("list[str]", lmdb.verify.verify(str(data)))  # pyright: ignore[reportUnknownMemberType]
     except lmdb.verify.VerifyError as cause:
@@ -322,6 +352,14 @@ def examine(path: str | Path, *, error: type[DriftlineError]) -> None:
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise error(f"{data}: damaged: {problems[0]}{more}")
+
+
+def has_pages(path: str | Path) -> bool:
+    """Whether there is anything that could be damaged."""
+    try:
+        return (Path(path) / DATA_FILE).stat().st_size > 0
+    except OSError:  # LMDB says what is wrong, if it is more than a missing file
+        return False
 
 
 def sync_directory(path: str | Path) -> None:

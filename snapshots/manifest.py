@@ -35,7 +35,6 @@ from typing import Any, TypeAlias, cast
 import msgpack
 
 from ..errors import SnapshotError
-from ..index.digest import HASH_BYTES
 from .checksum import CHECKSUM_BYTES, checksum
 from .environment import ReadTransaction
 
@@ -56,6 +55,7 @@ __all__ = [
 MANIFESTS = "manifests"
 FORMAT = 1
 KEY = struct.Struct(">Q")
+DIGEST_BYTES = 16
 codec: Any = msgpack  # ships no types
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
@@ -142,7 +142,7 @@ def encode(manifest: Manifest) -> bytes:
                 **({"reached": _reached_fields(info.reached)} if info.reached else {}),
                 "segments": dict(manifest.segments),
                 "row_checksums": dict(manifest.row_checksums),
-                "digest": None if info.digest is None else info.digest.to_bytes(HASH_BYTES, "little"),
+                "digest": None if info.digest is None else info.digest.to_bytes(DIGEST_BYTES, "little"),
                 "state": _entry_fields(manifest.state),
                 "chunks": {name: _entry_fields(entry) for name, entry in manifest.chunks.items()},
             }

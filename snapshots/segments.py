@@ -4,27 +4,7 @@ A row id is `segment << 32 | row`. A row never changes and, among all that a man
 never used twice: it can be read before and after a snapshot, and everything an old snapshot names is still
 there.
 
-segments/<id>.f32, id in decimal from 0; numbers are little-endian:
-
-| offset | bytes | field |
-|---|---|---|
-| 0 | 8 | magic "DRFTRAW1" |
-| 8 | 4 | format version, u32: 2 |
-| 12 | 4 | dim, u32 |
-| 16 | 8 | segment id, u64 |
-| 24 | 8 | rows the file has room for, u64 |
-| 32 | 16 | checksum of bytes 0 to 31: first half of their SHA-256 |
-| 48 | 4048 | zeros |
-| 4096 | 16 * rows | the hash of each row (index/digest.py), then zeros to a multiple of 4096 |
-| | 4 * dim | row 0, float32; row 1 and so on behind it without gaps |
-
-A file is made at its full length, sparse: disk is taken as rows are written. Which rows are meant is in the
-manifest (`high_water`), with their checksums; what lies behind them is free. Each segment costs one map and
-one file descriptor.
-
-A row's hash covers its key and attributes too, so only who knows these can tell a damaged row by it. What an
-opening of the directory compares are the checksums of blocks: of up to 4 MiB of rows, and the hashes of these
-rows. They are taken when a manifest first names the rows.
+A file's bytes stand in segment_files.py, with the checksums that tell whether they are still the same.
 
 Rows are written with pwrite and read through a shared read-only mapping, which the kernel keeps coherent.
 `append` is one thread's; everything else is anybody's, beside it.
@@ -32,36 +12,38 @@ Rows are written with pwrite and read through a shared read-only mapping, which 
 
 import mmap
 import os
-import re
-import struct
 import threading
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from io import FileIO
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import CorruptIndex, InvalidInput, SnapshotError
+from ..errors import CorruptIndex, InvalidInput, SnapshotError, StorageRefused
 from ..index.digest import HASH_BYTES, Hashes
 from ..index.raw import RowIds, runs, segments_of
-from .checksum import CHECKSUM_BYTES, checksum
+from .checksum import checksum
 from .environment import sync_directory
+from .segment_files import (
+    FILE_NAME,
+    HEADER,
+    PAGE,
+    block_rows,
+    blocks,
+    each_checksum,
+    file_name,
+    rows_at,
+    segment_header,
+    segment_problem,
+)
 
-__all__ = ["FileRawVectors", "damaged_blocks", "segment_problem"]
+__all__ = ["FileRawVectors"]
 
 Vectors = NDArray[np.float32]
 
-MAGIC = b"DRFTRAW1"
-VERSION = 2
-HEADER = struct.Struct("<8sIIQQ16s")
-PAGE = 4096  # the header's, and what row 0 is aligned to, for every vector kernel
-BLOCK_BYTES = 4 << 20  # of rows under one checksum: a hundredth of a second to read
 SEGMENT_BYTES = 64 << 20  # few files for millions of rows, and little to rewrite when one empties
 MIN_ROWS = 1024
-FILE_NAME = re.compile(r"(0|[1-9][0-9]*)\.f32")
 
 
 class FileRawVectors:
@@ -71,7 +53,8 @@ class FileRawVectors:
     manifest says), `checksums` those of their blocks where they are known. They are mapped, appending goes on
     behind them, and files of other segments are removed. A file that was cut off is mapped as far as it goes,
     one with a damaged header not at all, and none is mended: a snapshot that misses rows stays recognisable.
-    SnapshotError where directory or disk refuse.
+    SnapshotError where directory or disk refuse. `readonly`: for looking at a snapshot beside the process
+    that writes; nothing is created, removed or appended.
     """
 
     hashed = True
@@ -84,6 +67,7 @@ class FileRawVectors:
         checksums: Mapping[int, bytes] | None = None,
         *,
         segment_rows: int | None = None,
+        readonly: bool = False,
     ) -> None:
         self.path = Path(path)
         self.dim = dim
@@ -102,14 +86,18 @@ class FileRawVectors:
         self._sync_lock = threading.Lock()  # taken before _lock: no descriptor is closed while it is synced
         self._open = max(named, default=-1)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._next = 1 + max([*named, *self._remove_others(named)], default=-1)
+            if not readonly:
+                self.path.mkdir(parents=True, exist_ok=True)
+            removed = [] if readonly else self._remove_others(named)
+            self._next = 1 + max([*named, *removed], default=-1)
             for segment, rows in named.items():
                 if segment_problem(self.path, segment, dim, 0) is None:
-                    self._files[segment] = os.open(self._file(segment), os.O_RDWR)
+                    self._files[segment] = os.open(
+                        self._file(segment), os.O_RDONLY if readonly else os.O_RDWR
+                    )
                     self._map(segment, self._files[segment])
                     self._used[segment] = min(rows, len(self._rows[segment]))
-                    if segment != self._open:
+                    if readonly or segment != self._open:
                         os.close(self._files.pop(segment))
         except OSError as cause:
             self.close()
@@ -117,7 +105,7 @@ class FileRawVectors:
 
     def append(self, vectors: Vectors, hashes: Hashes | None = None) -> RowIds:
         """Store float32 [n, dim] and their hashes (None: zeros); uint64 [n] row ids, readable at once, on
-        disk after the next `sync`."""
+        disk after the next `sync`. StorageRefused where the disk is full, read-only or failing."""
         if vectors.ndim != 2 or vectors.shape[1] != self.dim:
             raise InvalidInput(f"vectors of shape {vectors.shape} do not fit rows of {self.dim} float32")
         vectors = np.ascontiguousarray(vectors, np.float32)
@@ -138,7 +126,7 @@ class FileRawVectors:
                 ids[done : done + count] = np.arange(row, row + count, dtype=np.uint64)
                 done += count
         except OSError as cause:
-            raise SnapshotError(f"{self.path}: cannot store vectors: {cause.strerror or cause}") from cause
+            raise StorageRefused(f"{self.path}: cannot store vectors: {cause.strerror or cause}") from cause
         return ids
 
     def read(self, rows: RowIds) -> Vectors:
@@ -255,7 +243,7 @@ class FileRawVectors:
             self._used.clear()
 
     def _file(self, segment: int) -> Path:
-        return self.path / f"{segment}.f32"
+        return self.path / file_name(segment)
 
     def _remove_others(self, named: Mapping[int, int]) -> list[int]:
         removed: list[int] = []
@@ -268,14 +256,15 @@ class FileRawVectors:
 
     def _start_segment(self) -> None:
         segment = self._next
-        self._next += 1  # first: a file that could not be finished stays behind, unnamed, and its id is spent
+        self._next += 1
         file = os.open(self._file(segment), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         try:
-            os.pwrite(file, _header(segment, self.dim, self._capacity), 0)
+            os.pwrite(file, segment_header(segment, self.dim, self._capacity), 0)
             os.ftruncate(file, rows_at(self._capacity) + self._capacity * 4 * self.dim)
             rows, hashes = self._mapped(file)
         except OSError:
             os.close(file)
+            self._file(segment).unlink()  # whoever tries again leaves no heap of files on a full disk
             raise
         with self._lock:  # in one step, because `sync` closes what is neither dirty nor open
             self._rows[segment], self._hashes[segment] = rows, hashes
@@ -305,93 +294,9 @@ class FileRawVectors:
             self._dirty.add(self._open)  # after the write: a sync between the two would lose sight of it
 
 
-def segment_problem(path: Path, segment: int, dim: int, rows: int) -> str | None:
-    """Why the first `rows` rows of a segment cannot be what a manifest named; None if they can."""
-    name = f"{segment}.f32"
-    try:
-        with open(path / name, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            header = file.read(HEADER.size)
-    except OSError as cause:
-        return f"segment {name}: {cause.strerror or cause}"
-    short = f"segment {name}: {size} bytes, too short for its {rows} rows of {dim} float32"
-    if len(header) < HEADER.size:
-        return short
-    magic, version, stored_dim, stored_segment, capacity, digest = HEADER.unpack(header)
-    if magic != MAGIC or digest != checksum(header[: HEADER.size - CHECKSUM_BYTES]):
-        return f"segment {name}: its header is damaged"
-    if version != VERSION:
-        return f"segment {name}: format version {version}, this driftline reads {VERSION}"
-    if (stored_dim, stored_segment) != (dim, segment) or rows > capacity:
-        return f"segment {name}: its header says segment {stored_segment}, dim {stored_dim}, {capacity} rows"
-    return short if size < rows_at(capacity) + 4 * dim * rows else None
-
-
-def damaged_blocks(
-    path: Path, dim: int, named: Mapping[int, int], checksums: Mapping[int, bytes]
-) -> Iterator[str]:
-    """Read the rows that a manifest names, in parallel: which are not those whose checksums it holds."""
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        works = [
-            pool.submit(damaged_block, path, segment, dim, named[segment], sums)
-            for segment, sums in checksums.items()
-        ]
-        for work in works:
-            if (problem := work.result()) is not None:
-                yield problem
-
-
-def damaged_block(path: Path, segment: int, dim: int, rows: int, checksums: bytes) -> str | None:
-    """The first block of a segment that is not what it was. The file's header must be in order."""
-    name = f"{segment}.f32"
-    try:
-        with open(path / name, "rb", buffering=0) as file:  # not mapped: a disk that fails is no SIGBUS
-            start = rows_at(HEADER.unpack(file.read(HEADER.size))[4])
-            for block, expected in zip(blocks(rows, dim), each_checksum(checksums), strict=True):
-                hashes = read_all(file, HASH_BYTES, PAGE, block)
-                vectors = read_all(file, 4 * dim, start, block)
-                if checksum(hashes, vectors) != expected:
-                    span = f"rows {block.start} to {block.stop - 1}"
-                    return f"segment {name}: {span} are not those that were written (checksum)"
-    except OSError as cause:
-        return f"segment {name}: {cause.strerror or cause}"
-    return None
-
-
-def rows_at(capacity: int) -> int:
-    """Where the rows of a file begin that has room for so many."""
-    return PAGE + -(-HASH_BYTES * capacity // PAGE) * PAGE
-
-
-def block_rows(dim: int) -> int:
-    return max(1, BLOCK_BYTES // (4 * dim))
-
-
-def blocks(rows: int, dim: int) -> Iterator[slice]:
-    """The spans of rows under one checksum; the last one may be short."""
-    step = block_rows(dim)
-    return (slice(first, min(rows, first + step)) for first in range(0, rows, step))
-
-
-def each_checksum(checksums: bytes) -> Iterator[bytes]:
-    return (checksums[at : at + CHECKSUM_BYTES] for at in range(0, len(checksums), CHECKSUM_BYTES))
-
-
 def write_all(file: int, array: NDArray[Any], offset: int) -> None:
     data = array.data.cast("B")
     while data:  # one call, unless the kernel takes less
         written = os.pwrite(file, data, offset)
         data = data[written:]
         offset += written
-
-
-def read_all(file: FileIO, width: int, start: int, rows: slice) -> memoryview:
-    data = memoryview(bytearray(width * (rows.stop - rows.start)))
-    file.seek(start + width * rows.start)
-    read = file.readinto(data)
-    return data[:read]
-
-
-def _header(segment: int, dim: int, capacity: int) -> bytes:
-    head = HEADER.pack(MAGIC, VERSION, dim, segment, capacity, b"")[: HEADER.size - CHECKSUM_BYTES]
-    return (head + checksum(head)).ljust(PAGE, b"\0")

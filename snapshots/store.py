@@ -10,27 +10,27 @@ written again; it goes when no manifest names it.
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ..errors import InvalidInput, SnapshotError
+from ..errors import InvalidInput, SnapshotError, SnapshotsUnusable
 from ..index.cut import Cut
 from .chunks import CHUNKS, ChunkWriter, remove_unnamed
 from .directory import (
-    ABOUT,
     DirectoryLock,
     check_format,
     check_shape,
     segments_path,
     snapshots_path,
-    start_anew,
     write_format,
 )
-from .environment import Environment, examine
+from .environment import Environment, ReadTransaction
+from .examination import DATABASES, examine_directory
 from .manifest import (
     MANIFESTS,
     ChunkEntry,
@@ -44,10 +44,9 @@ from .manifest import (
 )
 from .segments import FileRawVectors
 from .snapshot import Snapshot, open_snapshot, problems
+from .transfer import export_snapshot
 
 __all__ = ["Snapshot", "SnapshotInfo", "SnapshotStore"]
-
-DATABASES = (ABOUT, CHUNKS, MANIFESTS)
 
 
 class SnapshotStore:
@@ -76,6 +75,7 @@ class SnapshotStore:
         self._raw: FileRawVectors | None = None
         self._base: Manifest | None = None  # what an unchanged chunk is unchanged since
         self._unusable: frozenset[int] = frozenset()  # found damaged; they go with the next commit
+        self._problems: dict[int, tuple[str, ...]] = {}  # of snapshots that were read through; none: whole
         self._committing = threading.Lock()
 
     @classmethod
@@ -84,32 +84,37 @@ class SnapshotStore:
 
         `dim` None: the dimension of what is there, else the one that `open_raw` is called with.
 
-        SnapshotError if another process writes here, or if what is there is of another dimension, metric or
-        format, is damaged, cannot be read or written, or is not driftline's.
+        What is there is looked through by a child process first. SnapshotsUnusable if it is damaged, or of an
+        older format; SnapshotError if another process writes here, or if what is there is of another
+        dimension or metric, of a newer format, cannot be read or written, or is not driftline's.
         """
         if keep < 1:
             raise InvalidInput(f"keep = {keep}: at least one snapshot must be retained")
         path = Path(path)
         lock = DirectoryLock.acquire(path)
         try:
-            try:
-                examine(snapshots_path(path), error=SnapshotError)
-            except SnapshotError as cause:
-                raise SnapshotError(f"{cause}; {start_anew(path)}") from cause
+            found = examine_directory(path, alone=True)
             environment = Environment(snapshots_path(path), DATABASES, error=SnapshotError)
         except BaseException:
             lock.release()
             raise
         store = cls(path, environment, lock, dim, metric, keep)
+        store._problems.update(found)
         try:
-            with environment.write(room=0) as txn:
+            with environment.read() as txn:
                 manifests, damaged = read_manifests(txn)
-                if not manifests and not damaged:
+            if not manifests and not damaged:
+                with environment.write(room=0) as txn:
                     write_format(txn)
+            with environment.read() as txn:
                 check_format(path, txn)
-                for manifest in manifests.values():
-                    check_shape(path, manifest.info, dim or manifest.info.dim, metric)
-                    store._dim = manifest.info.dim
+            for manifest in manifests.values():
+                check_shape(path, manifest.info, dim or manifest.info.dim, metric)
+                store._dim = manifest.info.dim
+            with (
+                suppress(SnapshotError),
+                environment.write(room=0) as txn,
+            ):  # a full disk: the next commit does
                 remove_unnamed(txn, manifests.values())
         except BaseException:
             store.close()
@@ -118,10 +123,14 @@ class SnapshotStore:
 
     @classmethod
     def inspect(cls, path: str | Path) -> Self:
-        """Open for looking only, whoever writes meanwhile; SnapshotError if nothing is there."""
+        """Open for looking only, whoever writes meanwhile; a child process has looked first.
+
+        SnapshotError if nothing is there, or as for `open`.
+        """
         path = Path(path)
         if not snapshots_path(path).is_dir():
             raise SnapshotError(f"{path}: not a data directory of driftline")
+        examine_directory(path, alone=False)
         environment = Environment(snapshots_path(path), DATABASES, error=SnapshotError, readonly=True)
         store = cls(path, environment, None, 0, "", 0)
         try:
@@ -140,41 +149,93 @@ class SnapshotStore:
     def newest(self) -> Snapshot | None:
         """The newest snapshot that is whole, by the checksums of all its bytes; None if there never was one.
 
-        Newer ones that are not whole are in its `skipped`, and go with the next commit. SnapshotError if none
-        is whole. The next cut may leave out what did not change since this one, see `known`.
+        Newer ones that are not whole are in its `skipped`, and go with the next commit. SnapshotsUnusable if
+        none is whole. The next cut may leave out what did not change since this one, see `known`.
         """
         skipped: dict[int, str] = {}
         with self._environment.read() as txn:
             manifests, damaged = read_manifests(txn)
             for number in sorted(manifests.keys() | damaged.keys(), reverse=True):
-                problem = damaged.get(number)
-                if problem is None:
-                    problem = next(problems(txn, manifests[number], segments_path(self.path)), None)
+                problem = damaged.get(number) or self._problem(txn, manifests[number])
                 if problem is None:
                     self._base, self._unusable = manifests[number], frozenset(skipped)
-                    return open_snapshot(self._environment, txn, self._base, tuple(skipped.values()))
+                    found = tuple(skipped.values())
+                    return open_snapshot(self._environment, txn, self._base, found, hashed=False)
                 skipped[number] = f"snapshot {number}: {problem}"
         if skipped:
             reasons = "; ".join(skipped.values())
-            raise SnapshotError(f"{self.path}: no snapshot is whole ({reasons}); {start_anew(self.path)}")
+            raise SnapshotsUnusable(f"{self.path}: no snapshot is whole ({reasons})", self.path)
         return None
+
+    def reject(self, snapshot: int, reason: str) -> None:
+        """Take a snapshot for damaged, though its checksums agree: nothing can be restored from it."""
+        self._problems[snapshot] = (reason,)
 
     def get(self, snapshot: int) -> Snapshot:
         """A retained snapshot by its id, not read through first; SnapshotError if it is not there."""
         with self._environment.read() as txn:
-            manifests, damaged = read_manifests(txn)
-            if snapshot not in manifests:
-                reason = damaged.get(snapshot, "is not there")
-                raise SnapshotError(f"{self.path}: snapshot {snapshot}: {reason}")
-            return open_snapshot(self._environment, txn, manifests[snapshot])
+            return open_snapshot(self._environment, txn, self._manifest(txn, snapshot))
 
     def verify(self, snapshot: int) -> tuple[str, ...]:
-        """Read all of a snapshot, raw vectors too: everything that is wrong, or nothing."""
+        """Have a child process read all of a snapshot, raw vectors too: everything that is wrong, or
+        nothing."""
+        return examine_directory(self.path, alone=False, snapshot=snapshot)[snapshot]
+
+    @contextmanager
+    def view(self, snapshot: int) -> Generator[tuple[Snapshot, FileRawVectors]]:
+        """A retained snapshot and its raw vectors to read, which stay what they are whatever another process
+        commits or prunes: the snapshot's chunks within the block, the raw vectors until they are closed.
+
+        A child process has read all of it first. SnapshotError if it is not whole, or not there.
+        """
+        self._expect_whole(snapshot)
         with self._environment.read() as txn:
+            manifest = self._manifest(txn, snapshot)
+            named, sums = manifest.segments, manifest.row_checksums
+            raw = FileRawVectors(segments_path(self.path), manifest.info.dim, named, sums, readonly=True)
+            if named.keys() - raw.segments().keys():
+                raise SnapshotError(f"{self.path}: snapshot {snapshot} was removed meanwhile")
+            yield open_snapshot(self._environment, txn, manifest, held=True), raw
+
+    def export(self, snapshot: int, target: Path) -> tuple[SnapshotInfo, int]:
+        """Write a retained snapshot to one file (transfer.py); its bytes. A child process has read all of it
+        first. SnapshotError if it is not whole, or the disk refuses."""
+        self._expect_whole(snapshot)
+        with self._environment.read() as txn:
+            manifest = self._manifest(txn, snapshot)
+            return manifest.info, export_snapshot(txn, manifest, segments_path(self.path), target)
+
+    def restore(self, snapshot: int) -> SnapshotInfo:
+        """Make an older snapshot the newest, under a new id; those in between stay, as many as are kept.
+
+        Who opens next replays the log from its offsets. SnapshotError if it is not whole.
+        """
+        self._expect_whole(snapshot)
+        with self._committing:
+            number = self._next_id()
+            with self._environment.read() as txn:
+                manifest = self._manifest(txn, snapshot)
+            again = replace(manifest, info=replace(manifest.info, id=number))
+            self._conclude(again)
+            return again.info
+
+    def prune(self, keep: int) -> tuple[int, ...]:
+        """Remove all but the newest `keep` snapshots, and those that are newer than the newest whole one;
+        the ids of what went. SnapshotsUnusable if none is whole."""
+        if keep < 1:
+            raise InvalidInput(f"keep = {keep}: at least one snapshot must be retained")
+        self.newest()
+        with self._committing, self._environment.write(room=0) as txn:
             manifests, damaged = read_manifests(txn)
-            if snapshot not in manifests:
-                return (damaged.get(snapshot, f"there is no snapshot {snapshot}"),)
-            return tuple(problems(txn, manifests[snapshot], segments_path(self.path)))
+            usable = [number for number in manifests if number not in self._unusable]
+            kept = [manifests[number] for number in usable[-keep:]]
+            gone = sorted((manifests.keys() | damaged.keys()) - {manifest.info.id for manifest in kept})
+            for number in gone:
+                txn.delete(MANIFESTS, manifest_key(number))
+            remove_unnamed(txn, kept)
+        if kept:
+            self.open_raw()  # removes the segments that none names any more
+        return tuple(gone)
 
     def known(self) -> dict[str, int]:
         """Chunk versions of the snapshot that this object last committed or returned from `newest`.
@@ -260,6 +321,25 @@ class SnapshotStore:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _expect_whole(self, snapshot: int) -> None:
+        if wrong := self.verify(snapshot):
+            raise SnapshotError(f"{self.path}: snapshot {snapshot}: {'; '.join(wrong)}")
+
+    def _manifest(self, txn: ReadTransaction, snapshot: int) -> Manifest:
+        manifests, damaged = read_manifests(txn)
+        if snapshot not in manifests:
+            reason = damaged.get(snapshot, "is not there")
+            raise SnapshotError(f"{self.path}: snapshot {snapshot}: {reason}")
+        return manifests[snapshot]
+
+    def _problem(self, txn: ReadTransaction, manifest: Manifest) -> str | None:
+        """The first thing that is wrong with a snapshot; each is read through once."""
+        number = manifest.info.id
+        if number not in self._problems:
+            with closing(problems(txn, manifest, segments_path(self.path))) as found:
+                self._problems[number] = tuple(islice(found, 1))
+        return next(iter(self._problems[number]), None)
 
     def _write(
         self,

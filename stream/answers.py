@@ -2,24 +2,32 @@
 
 import time
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from ..errors import InvalidInput
 from ..index.hits import Hits
 from ..index.online import OnlineIndex
-from .canary import LiveCanary
 from .config import Search
 from .documents import Refused, shown
 from .messages import Hit, Reply, SearchRequest, Vectors, encode_reply, unpack_attributes
 
-__all__ = ["answer"]
+__all__ = ["answer", "find"]
+
+
+class Watcher(Protocol):
+    """Who says how wide a search is that does not say, and is shown the queries: the canary."""
+
+    @property
+    def ef(self) -> int: ...
+
+    def offer(self, query: Vectors) -> None: ...
 
 
 def answer(
     index: OnlineIndex | None,
     request: SearchRequest,
     settings: Search,
-    canary: LiveCanary,
+    canary: Watcher,
     applied: Mapping[str, Mapping[int, int]],
     began: float,
 ) -> bytes:
@@ -29,13 +37,14 @@ def answer(
     Without an index (no vector seen yet) there are no hits. Raises Refused for a key that is not live, and
     for a filter that names a field which no record has had.
     """
-    hits = () if index is None else _hits(index, request, settings, canary)
+    hits = () if index is None else find(index, request, settings, canary)
     frame = 0 if index is None else index.frame
     took_us = round(1e6 * (time.monotonic() - began))
     return encode_reply(Reply(hits, applied, frame, took_us), request.form)
 
 
-def _hits(index: OnlineIndex, request: SearchRequest, settings: Search, canary: LiveCanary) -> list[Hit]:
+def find(index: OnlineIndex, request: SearchRequest, settings: Search, canary: Watcher) -> list[Hit]:
+    """Search. Raises Refused as `answer` does."""
     query = request.vector
     if query is None:
         assert request.key is not None, "a request has a vector or a key"

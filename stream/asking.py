@@ -1,12 +1,13 @@
-"""`driftline search`: questions to a running service, over its topics."""
+"""`driftline search`: questions to a running service, over its topics, or to a snapshot."""
 
 import asyncio
 import json
 import statistics
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import AsyncGenerator, Collection, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ from .feeding import progress_bar
 from .messages import Hit, Offsets, Reply
 from .opening import open_configured
 from .sources import open_source
+
+if TYPE_CHECKING:
+    from .as_of import SnapshotClient
 
 __all__ = ["search"]
 
@@ -41,8 +45,10 @@ async def search(
     deadline_ms: int = 5000,
     include: Collection[str] = (),
     filter: str | None = None,
+    as_of: int | None = None,
 ) -> dict[str, Any]:
-    """Ask, and gather replies in the order of the questions. Raises SearchFailed for the first that fails."""
+    """Ask the service, or snapshot `as_of`, and gather replies in the order of the questions. Raises
+    SearchFailed for the first that fails."""
     given = [
         name for name, value in (("--vector", vector), ("--key", key), ("--file", file)) if value is not None
     ]
@@ -52,13 +58,9 @@ async def search(
         )
     token = None if after is None else _offsets(after)
     chosen = None if filter is None else _filter(filter)
-    topics = settings.topics
-    async with (
-        open_configured(settings) as log,
-        SearchClient(
-            log, topics.search, topics.replies, model=settings.index.embedding_model, max_in_flight=IN_FLIGHT
-        ) as client,
-    ):
+    if token is not None and as_of is not None:
+        raise InvalidInput("--after waits for a running service; a snapshot of --as-of stays what it is")
+    async with _client(settings, as_of) as client:
         waits: list[float] = []
 
         async def ask(question: Question) -> dict[str, Any]:
@@ -82,6 +84,22 @@ async def search(
                 progress.update(bar, completed=len(replies))
     timing = {"median": round(statistics.median(waits), 2), "max": round(max(waits), 2)} if waits else {}
     return {"replies": replies, "round_trip_ms": timing}
+
+
+@asynccontextmanager
+async def _client(settings: Settings, as_of: int | None) -> AsyncGenerator["SearchClient | SnapshotClient"]:
+    if as_of is not None:
+        from .as_of import SnapshotClient  # with the core, which questions to a service need not load
+
+        async with SnapshotClient(settings, as_of) as client:
+            yield client
+        return
+    topics, model = settings.topics, settings.index.embedding_model
+    async with (
+        open_configured(settings) as log,
+        SearchClient(log, topics.search, topics.replies, model=model, max_in_flight=IN_FLIGHT) as client,
+    ):
+        yield client
 
 
 def _questions(

@@ -168,6 +168,9 @@ def search(
         str | None, typer.Option(metavar="JSON", help="Wait for these offsets: what `feed` gave.")
     ] = None,
     deadline_ms: Annotated[int, typer.Option(min=1, help="Milliseconds to wait for an answer.")] = 5000,
+    as_of: Annotated[
+        int | None, typer.Option(metavar="ID", help="Search in this snapshot, in this process.")
+    ] = None,
     show: Annotated[bool, typer.Option("--attributes/--no-attributes", help="Show attributes.")] = True,
     vectors: Annotated[bool, typer.Option("--vectors", help="With --json: the hits' vectors too.")] = False,
     model: ModelOption = None,
@@ -177,7 +180,10 @@ def search(
     sets: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask a running service over its topics, with one vector, one id, or a file of vectors."""
+    """Ask a running service over its topics, with one vector, one id, or a file of vectors.
+
+    With --as-of no service is asked: the snapshot of the data directory answers as it was.
+    """
     from .asking import search as run
 
     settings = settings_of(config, log, data_dir, sets, index__embedding_model=model)
@@ -185,7 +191,7 @@ def search(
     result = finish(
         run(
             settings, vector=vector, key=key, file=file, dataset=dataset, limit=limit, k=k, ef=ef,
-            after=after, deadline_ms=deadline_ms, include=include, filter=chosen,
+            after=after, deadline_ms=deadline_ms, include=include, filter=chosen, as_of=as_of,
         )
     )  # fmt: skip
     print_result(result, as_json, "search")

@@ -142,6 +142,9 @@ class Snapshots(Section):
     hand."""
     keep: Positive = 5
     """Snapshots kept."""
+    on_damage: Literal["rebuild", "refuse"] = "rebuild"
+    """When no snapshot is whole, or all are of an older format. rebuild: set them aside and read the topic
+    from its beginning; refuse: do not start."""
 
 
 class Drift(Section):

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..errors import LogError
+from ..errors import LogError, StorageRefused
 from ..snapshots.manifest import Anchor
 from .anchors import newest_records
 from .applied import Applied
@@ -26,13 +26,14 @@ from .messages import Rejection, VectorBatch, decode_vectors
 from .outbox import Outbox, fitting_letter
 from .readiness import CATCHING_UP, Readiness
 from .room import Room
-from .shard import Shard
+from .shard import Changes, Shard
 from .status import Counters
 from .topic_watch import TopicWatch
 
 __all__ = ["Ingest", "starting_offsets"]
 
 FETCH_S = 0.5  # how long a fetch waits for a record before it looks whether positions moved without one
+STORAGE_RETRY_S = 2.0  # between two tries of a disk that refused: one costs a system call or two
 REPORT_S = 1.0  # ingest.batch sums up what was applied in this time
 CONTESTED = (
     "a key came in two partitions, as after their number was changed: the record with the higher timestamp, "
@@ -85,6 +86,7 @@ class Ingest:
         logger: Logger,
     ) -> None:
         self.ready = Readiness(shard, logger)
+        self.paused = False  # the disk does not take what is to be applied
         self._settings = settings
         self._log = log
         self._shard = shard
@@ -170,7 +172,7 @@ class Ingest:
             self._room.leave(step.bytes)
             await self._reject(step.rejected)
             began = time.monotonic()
-            changes = await self._shard.apply(step.batch, step.positions, step.records, step.newest)
+            changes = await self._write(step)
             took = time.monotonic() - began
             self._applied.advance(step.positions)
             for tally in (self._counters, self._report):
@@ -185,6 +187,30 @@ class Ingest:
             if time.monotonic() - self._report.since >= REPORT_S:
                 self._send_report()
             await self._drift.emit()
+
+    async def _write(self, step: Step) -> Changes:
+        """Apply a step; while the disk refuses it, wait and try again.
+
+        A part of it may have been applied then. To apply it again does no harm, as after a crash.
+        """
+        began: float | None = None
+        try:
+            while True:
+                try:
+                    changes = await self._shard.apply(step.batch, step.positions, step.records, step.newest)
+                    break
+                except StorageRefused as error:
+                    if began is None:
+                        began, self.paused = time.monotonic(), True
+                        self._logger.error(
+                            "ingest.paused", reason="storage", error=str(error), retry_s=STORAGE_RETRY_S
+                        )
+                await asyncio.sleep(STORAGE_RETRY_S)
+        finally:
+            self.paused = False
+        if began is not None:
+            self._logger.info("ingest.resumed", paused_s=round(time.monotonic() - began, 3))
+        return changes
 
     async def _reject(self, rejected: Sequence[Rejection]) -> None:
         instance = self._settings.broker.group

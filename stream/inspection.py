@@ -1,16 +1,29 @@
-"""`driftline snapshots` and `driftline check`: looking at a data directory, beside a running service or
-without one."""
+"""`driftline snapshots` and `driftline check`: looking at a data directory beside a running service or
+without one, and moving its snapshots."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 from ..errors import CorruptIndex, SnapshotError
 from ..index.digest import digest_text
 from ..index.online import OnlineIndex
+from ..snapshots.directory import check_shape
 from ..snapshots.store import SnapshotInfo, SnapshotStore
+from ..snapshots.transfer import import_snapshot
 from .config import Settings
 
-__all__ = ["check_newest", "checked", "list_snapshots", "show_snapshot", "verify_snapshot"]
+__all__ = [
+    "check_newest",
+    "checked",
+    "export_to",
+    "import_from",
+    "list_snapshots",
+    "prune_snapshots",
+    "restore_snapshot",
+    "show_snapshot",
+    "verify_snapshot",
+]
 
 
 def list_snapshots(settings: Settings) -> dict[str, Any]:
@@ -37,6 +50,49 @@ def verify_snapshot(settings: Settings, snapshot: int | None) -> dict[str, Any]:
             "problems": problems,
             "seconds": round(time.monotonic() - began, 3),
         }
+
+
+def export_to(settings: Settings, snapshot: int | None, file: Path) -> dict[str, Any]:
+    """Write a snapshot (the newest where None) to a new file. Raises SnapshotError."""
+    if file.exists():
+        raise SnapshotError(f"{file}: exists already; name a new file")
+    with SnapshotStore.inspect(settings.data_dir) as store:
+        began = time.monotonic()
+        info, size = store.export(_find(store, snapshot).id, file)
+        seconds = round(time.monotonic() - began, 3)
+        return {"file": str(file), "bytes": size, "seconds": seconds, **_plain(info)}
+
+
+def import_from(settings: Settings, file: Path) -> dict[str, Any]:
+    """Begin a data directory with a snapshot that was exported. Raises SnapshotError."""
+    directory, topic = settings.data_dir, settings.topics.vectors
+    began = time.monotonic()
+
+    def check(info: SnapshotInfo) -> None:
+        check_shape(file, info, settings.index.dim or info.dim, settings.index.metric)
+        if topic not in info.offsets:
+            raise SnapshotError(
+                f"{file}: of topic {', '.join(info.offsets)}, and topics.vectors is {topic}: a snapshot goes "
+                "on with the topic that it was made from"
+            )
+
+    info = import_snapshot(directory, file, check)
+    return {"data_dir": str(directory), "read_s": round(time.monotonic() - began, 3), **_plain(info)}
+
+
+def restore_snapshot(settings: Settings, snapshot: int) -> dict[str, Any]:
+    """Make an older snapshot the newest, where no service runs. Raises SnapshotError."""
+    index, keep = settings.index, settings.snapshots.keep
+    with SnapshotStore.open(settings.data_dir, dim=index.dim, metric=index.metric, keep=keep) as store:
+        return {"restored": snapshot, **_plain(store.restore(snapshot))}
+
+
+def prune_snapshots(settings: Settings, keep: int | None) -> dict[str, Any]:
+    """Remove all but the newest snapshots, where no service runs. Raises SnapshotError."""
+    index, kept = settings.index, keep or settings.snapshots.keep
+    with SnapshotStore.open(settings.data_dir, dim=index.dim, metric=index.metric) as store:
+        removed = store.prune(kept)
+        return {"removed": list(removed), "kept": [info.id for info in store.list()]}
 
 
 def check_newest(settings: Settings) -> dict[str, Any]:

@@ -55,7 +55,9 @@ METRICS = {
     "dead_letters_pending": Metric(
         "gauge", "Dead letters and drift events that the broker has not acknowledged."
     ),
-    "paused": Metric("gauge", "1 while ingestion waits since the process is above memory_limit."),
+    "paused": Metric(
+        "gauge", "1 while ingestion waits: the process is above memory_limit, or the disk refuses."
+    ),
     "apply_seconds": Metric("histogram", "Putting one batch into the index."),
     "delay_seconds": Metric(
         "histogram", "From the timestamp of a batch's newest record until it could be found."

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 
+from ..errors import SnapshotError
 from ..index.budget import Budget
 from .anchors import check_anchors
 from .applied import Applied
@@ -177,7 +178,10 @@ class Service:
                 "snapshot.skipped", reason=f"{pending} records for the log not acknowledged", then="replay"
             )
             return
-        await self._snapshots.take("stop")
+        try:
+            await self._snapshots.take("stop")
+        except SnapshotError as error:
+            self._logger.error("snapshot.skipped", reason=str(error), then="replay")
 
     async def _snapshot(self, _: Arguments) -> Mapping[str, object]:
         taken = await self._snapshots.take("asked")
@@ -245,7 +249,7 @@ class Service:
             recall=self._canary.status,
             snapshot=shard.snapshot,
             records_since_snapshot=shard.records_since_snapshot,
-            paused=self._memory.paused,
+            paused=self._memory.paused or self._ingest.paused,
             waiting_requests=self._queries.waiting,
             parked_requests=self._queries.parked,
             records=counters.records,

@@ -11,13 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar, cast
 
-from ..errors import SnapshotError
+from ..errors import CorruptIndex, SnapshotError, SnapshotsUnusable
 from ..index.budget import Budget
 from ..index.cut import Cut
 from ..index.digest import digest_text
 from ..index.drift import DriftSettings
 from ..index.events import Event
 from ..index.online import OnlineIndex
+from ..snapshots.directory import set_aside
 from ..snapshots.manifest import Anchor, Json, Reached
 from ..snapshots.store import SnapshotInfo, SnapshotStore
 from .anchors import Anchors
@@ -87,22 +88,42 @@ class Shard:
 
     @classmethod
     def open(cls, settings: Settings, logger: Logger) -> Self:
-        """Lock the data directory and load its newest snapshot; blocks. Raises SnapshotError."""
-        index = settings.index
+        """Lock the data directory and load its newest snapshot; blocks. Raises SnapshotError.
+
+        Where all is damaged, or of an older format, it is set aside and the shard begins empty, if the
+        settings say so.
+        """
+        try:
+            return cls._open(settings, logger)
+        except SnapshotsUnusable as error:
+            if settings.snapshots.on_damage == "refuse":
+                raise
+            moved_to = str(set_aside(settings.data_dir))
+            then = "the index is built anew from the topic"
+            logger.error("snapshots.set_aside", reason=error.reason, moved_to=moved_to, then=then)
+        return cls._open(settings, logger)
+
+    @classmethod
+    def _open(cls, settings: Settings, logger: Logger) -> Self:
+        index, began = settings.index, time.monotonic()
         store = SnapshotStore.open(
             settings.data_dir, dim=index.dim, metric=index.metric, keep=settings.snapshots.keep
         )
         shard = cls(settings, store)
         try:
-            began = time.monotonic()
-            snapshot = store.newest()
-            if snapshot is not None:
+            while (snapshot := store.newest()) is not None:
+                try:
+                    shard._restore(snapshot.info, snapshot.cut, logger)
+                except CorruptIndex as error:
+                    store.reject(snapshot.info.id, str(error))
+                    continue
                 for skipped in snapshot.skipped:
                     logger.error("snapshot.damaged", reason=skipped, using=snapshot.info.id)
-                shard._restore(snapshot.info, snapshot.cut, logger)
                 shard._tell_loaded(snapshot.info, time.monotonic() - began, logger)
-            elif index.dim is not None:
-                shard._begin(index.dim)
+                break
+            else:
+                if index.dim is not None:
+                    shard._begin(index.dim)
         except BaseException:
             shard.close()
             raise

@@ -1,5 +1,6 @@
 """`driftline snapshots ...`: the commands about the snapshots of a data directory."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,7 +10,7 @@ from .options import ConfigOption, DataDirOption, JsonOption, SetOption, print_r
 __all__ = ["snapshots_app"]
 
 snapshots_app = typer.Typer(
-    help="The snapshots in a data directory: list them, look at one, verify one, take one."
+    help="The snapshots in a data directory: list, show, verify, take, restore, prune, export, import."
 )
 
 
@@ -87,3 +88,60 @@ def snapshots_take(
 
     answer = ask(settings_of(config, None, data_dir, sets).data_dir, "snapshot", timeout_s=600)
     print_result(answer, as_json, "taken")
+
+
+@snapshots_app.command("restore")
+def snapshots_restore(
+    snapshot: Annotated[int, typer.Option("--at", metavar="ID", show_default=False)],
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    sets: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Have the next start load an older snapshot, and replay the topic from there. No service may run."""
+    from .inspection import restore_snapshot
+
+    print_result(restore_snapshot(settings_of(config, None, data_dir, sets), snapshot), as_json, "snapshot")
+
+
+@snapshots_app.command("prune")
+def snapshots_prune(
+    keep: Annotated[int | None, typer.Option(min=1, help="So many stay; snapshots.keep.")] = None,
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    sets: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove all but the newest snapshots. No service may run: it prunes by itself (snapshots.keep)."""
+    from .inspection import prune_snapshots
+
+    print_result(prune_snapshots(settings_of(config, None, data_dir, sets), keep), as_json, "pruned")
+
+
+@snapshots_app.command("export")
+def snapshots_export(
+    file: Annotated[Path, typer.Argument(show_default=False)],
+    snapshot: Annotated[int | None, typer.Option("--at", metavar="ID", help="The newest.")] = None,
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    sets: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a snapshot, raw vectors too, to one file from which another machine can start."""
+    from .inspection import export_to
+
+    print_result(export_to(settings_of(config, None, data_dir, sets), snapshot, file), as_json, "snapshot")
+
+
+@snapshots_app.command("import")
+def snapshots_import(
+    file: Annotated[Path, typer.Argument(show_default=False)],
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    sets: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Begin a new data directory with a snapshot that was exported; `driftline serve` replays from there."""
+    from .inspection import import_from
+
+    print_result(import_from(settings_of(config, None, data_dir, sets), file), as_json, "snapshot")

@@ -72,7 +72,7 @@ class Status:
     recall: RecallStatus | None  # None before the first window
     snapshot: SnapshotStatus | None
     records_since_snapshot: int
-    paused: bool  # ingestion, since the process is above memory_limit
+    paused: bool  # ingestion, since the process is above memory_limit, or the disk refuses
     waiting_requests: int
     parked_requests: int  # of those, the ones that wait for offsets
     records: int

@@ -146,6 +146,11 @@ def _verify(console: Console, result: Result) -> None:
     )
 
 
+def _pruned(console: Console, result: Result) -> None:
+    removed, kept = (", ".join(map(str, result[name])) or "none" for name in ("removed", "kept"))
+    console.print(f"snapshots removed: {removed}; kept: {kept}")
+
+
 def _check(console: Console, result: Result) -> None:
     for problem in [*result.get("skipped", []), result["problem"]]:
         if problem is not None:
@@ -210,6 +215,7 @@ SHOWN: dict[str, Callable[[Console, Result], None]] = {
     "config": pairs,
     "drift": _drift,
     "feed": _feed,
+    "pruned": _pruned,
     "reencode": _reencode,
     "report": _report,
     "search": _search,

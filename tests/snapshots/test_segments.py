@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from driftline.errors import CorruptIndex, InvalidInput, SnapshotError
 from driftline.index.raw import RawVectors
-from driftline.snapshots import segments
-from driftline.snapshots.segments import FileRawVectors, damaged_blocks, segment_problem
+from driftline.snapshots import segment_files
+from driftline.snapshots.segment_files import damaged_block, segment_problem
+from driftline.snapshots.segments import FileRawVectors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -258,7 +259,7 @@ def test_a_cut_behind_the_named_rows_costs_nothing(tmp_path: Path) -> None:
 def test_a_flipped_bit_in_any_block_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of rows and of their hashes, in whole blocks and the last one; what lies behind the rows that are meant
     is free. Checksums taken at once are those taken as rows came, and those that a restart was told."""
-    monkeypatch.setattr(segments, "BLOCK_BYTES", 64)  # four rows
+    monkeypatch.setattr(segment_files, "BLOCK_BYTES", 64)  # four rows
     raw = FileRawVectors(tmp_path, 4, {}, segment_rows=15)
     steps: list[dict[int, bytes]] = []
     for start in range(0, 20, 3):
@@ -272,7 +273,14 @@ def test_a_flipped_bit_in_any_block_is_found(tmp_path: Path, monkeypatch: pytest
         raw = FileRawVectors(tmp_path, 4, named, told, segment_rows=15)
         assert raw.checksums(named) == steps[-1]
         raw.close()
-    assert list(damaged_blocks(tmp_path, 4, named, steps[-1])) == []
+
+    def problems() -> list[str]:
+        found = [
+            damaged_block(tmp_path, segment, 4, named[segment], sums) for segment, sums in steps[-1].items()
+        ]
+        return [problem for problem in found if problem is not None]
+
+    assert problems() == []
     for offset, damaged in (
         (8192, 0),
         (8192 + 5 * 16, 0),
@@ -284,12 +292,12 @@ def test_a_flipped_bit_in_any_block_is_found(tmp_path: Path, monkeypatch: pytest
         whole = path.read_bytes()
         path.write_bytes(whole[:offset] + bytes([whole[offset] ^ 1]) + whole[offset + 1 :])
         row = (offset - 8192) // 16 if offset >= 8192 else 5
-        (problem,) = damaged_blocks(tmp_path, 4, named, steps[-1])
+        (problem,) = problems()
         assert f"segment {damaged}.f32: rows {row // 4 * 4} to " in problem
         path.write_bytes(whole)
     path.write_bytes(whole[: 8192 + 6 * 16] + b"\1" + whole[8192 + 6 * 16 + 1 :])
-    assert list(damaged_blocks(tmp_path, 4, named, steps[-1])) == []
-    assert "No such file" in "".join(damaged_blocks(tmp_path, 4, {2: 1}, {2: bytes(16)}))
+    assert problems() == []
+    assert "No such file" in str(damaged_block(tmp_path, 2, 4, 1, bytes(16)))
 
 
 def test_a_full_disk_is_said_and_survived(tmp_path: Path, full_disk: int) -> None:

@@ -17,7 +17,7 @@ from driftline.errors import InvalidInput, SnapshotError
 from driftline.index.cut import Chunk, Cut
 from driftline.snapshots import chunks, manifest
 from driftline.snapshots.environment import Environment
-from driftline.snapshots.segments import rows_at
+from driftline.snapshots.segment_files import rows_at
 from driftline.snapshots.store import Snapshot, SnapshotInfo, SnapshotStore
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -62,7 +62,7 @@ def flip(path: Path, database: str, choose: Callable[[list[bytes]], bytes], at: 
         txn.put(database, key, value)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_every_cut_comes_back(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """Random cuts of changed, unchanged and removed chunks, reopened at random: newest is the last commit."""
@@ -310,13 +310,14 @@ def test_a_damaged_or_foreign_manifest(tmp_path: Path) -> None:
 
 
 def test_flipped_bytes_of_the_file_never_give_a_wrong_answer(tmp_path: Path) -> None:
-    """150 seeded flips all over the LMDB file, in a child: each loads right, falls back, or says why."""
+    """30 seeded flips all over the LMDB file and in headers of its pages: each loads right, falls back, or
+    says why."""
     child = subprocess.run(
-        [sys.executable, "-c", FLIPPER, str(tmp_path)], capture_output=True, text=True, timeout=DEADLINE_S
+        [sys.executable, "-c", FLIPPER, str(tmp_path)], capture_output=True, text=True, timeout=120
     )
     assert child.returncode == 0, child.stderr
     outcomes = [int(word) for word in child.stdout.split()]
-    assert sum(outcomes) == 150
+    assert sum(outcomes) == 30
     assert min(outcomes) > 0, "right, older and refused all occur"
 
 
@@ -336,9 +337,10 @@ file = path / "snapshots" / "data.mdb"
 whole = file.read_bytes()
 random = random.Random(5)
 outcomes = {"right": 0, "older": 0, "refused": 0}
-for _ in range(150):
+for number in range(30):
     damaged = bytearray(whole)
-    damaged[random.randrange(len(whole))] ^= 1 << random.randrange(8)
+    at = random.randrange(len(whole))
+    damaged[at if number % 3 else at // 4096 * 4096 + at % 64] ^= 1 << random.randrange(8)
     file.write_bytes(damaged)
     try:
         with SnapshotStore.open(path, dim=8, metric="l2") as store:

@@ -252,7 +252,7 @@ def test_a_directory_that_cannot_be_used(tmp_path: Path) -> None:
     damaged = tmp_path / "damaged"
     (damaged / "snapshots").mkdir(parents=True)
     (damaged / "snapshots" / "data.mdb").write_bytes(random.Random(1).randbytes(100_000))
-    code, said = failure(data_dir=damaged)
+    code, said = failure(data_dir=damaged, snapshots__on_damage="refuse")
     assert code == 5
     assert "move" in said
 
