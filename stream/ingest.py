@@ -149,12 +149,12 @@ class Ingest:
     def _decode_batch(
         self, records: Sequence[Record]
     ) -> tuple[VectorBatch | None, Sequence[Rejection], Mapping[int, Anchor]]:
-        metric, model = self._settings.index.metric, self._shard.model
+        metric, model, hook = self._settings.index.metric, self._shard.model, self._shard.hook
         newest = newest_records(records)
-        dim = self._shard.dim or first_dimension(records, metric=metric, model=model)
+        dim = self._shard.dim or first_dimension(records, metric=metric, model=model, hook=hook)
         if dim is None:
-            return None, rejections(records, metric=metric, model=model), newest
-        batch = decode_vectors(records, dim=dim, metric=metric, model=model)
+            return None, rejections(records, metric=metric, model=model, hook=hook), newest
+        batch = decode_vectors(records, dim=dim, metric=metric, model=model, hook=hook)
         self._shard.learn(dim, batch.model)
         return batch, batch.rejected, newest
 

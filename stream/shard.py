@@ -22,6 +22,7 @@ from ..snapshots.manifest import Anchor, Json, Reached
 from ..snapshots.store import SnapshotInfo, SnapshotStore
 from .anchors import Anchors
 from .config import Settings
+from .decode_hook import DecodeHook, load_hook
 from .events import Logger
 from .messages import VectorBatch
 from .status import SnapshotStatus
@@ -82,17 +83,21 @@ class Shard:
         self.caught_up_ms = 0  # records that are not applied yet were made then, or later
         self._newest_ms: dict[int, int] = {}  # highest timestamp applied, by partition; the writer thread's
         self.model: str | None = settings.index.embedding_model
+        self.hook: DecodeHook | None = None  # that turns values into vectors
         self.current_ms: dict[int, int] = {}
         """Partition -> ms since the epoch: what was in the log then is applied. Kept by the topic watch."""
 
     @classmethod
     def open(cls, settings: Settings, logger: Logger) -> Self:
-        """Lock the data directory and load its newest snapshot; blocks. Raises SnapshotError."""
+        """Lock the data directory and load its newest snapshot; blocks. Raises SnapshotError, and ConfigError
+        where topics.decode cannot be loaded."""
         index = settings.index
+        hook = load_hook(settings.topics.decode)
         store = SnapshotStore.open(
             settings.data_dir, dim=index.dim, metric=index.metric, keep=settings.snapshots.keep
         )
         shard = cls(settings, store)
+        shard.hook = hook
         try:
             began = time.monotonic()
             snapshot = store.newest()
