@@ -1,8 +1,9 @@
 """Ingestion: records of the vectors topic, in order, into the shard.
 
-Two stages with a bounded queue between them: one reads and decodes the next batch while the other applies
-the one before. A batch's dead letters are queued before it is applied, so that a snapshot cut after it
-(snapshotting.py) finds every letter of the records it covers already on its way.
+Two stages with a bounded queue between them: one reads and decodes the next batches while the other has the
+shard apply those before. The shard is handed a batch ahead of the one that it applies, so that its thread
+goes on without waiting for the event loop. A batch's dead letters are queued before it is handed over, so
+that a snapshot cut after it (snapshotting.py) finds every letter of the records it covers already on its way.
 """
 
 import asyncio
@@ -26,13 +27,14 @@ from .messages import Rejection, VectorBatch, decode_vectors
 from .outbox import Outbox, fitting_letter
 from .readiness import CATCHING_UP, Readiness
 from .room import Room
-from .shard import Shard
+from .shard import Changes, Shard
 from .status import Counters
 from .topic_watch import TopicWatch
 
 __all__ = ["Ingest", "starting_offsets"]
 
 FETCH_S = 0.5  # how long a fetch waits for a record before it looks whether positions moved without one
+HANDED_OVER = 2  # batches: one that is applied, and the next
 REPORT_S = 1.0  # ingest.batch sums up what was applied in this time
 CONTESTED = (
     "a key came in two partitions, as after their number was changed: the record with the higher timestamp, "
@@ -102,6 +104,8 @@ class Ingest:
             settings, log, shard, applied, vectors, self.ready, self._added.update, logger
         )
         self._queue: asyncio.Queue[Step] = asyncio.Queue()
+        self._places = asyncio.Semaphore(HANDED_OVER)
+        self._applying: asyncio.Queue[tuple[Step, asyncio.Future[Changes]]] = asyncio.Queue()
         self._room = Room(settings.ingest.queue_batches, settings.ingest.queue_bytes)
         self._report = Report()
 
@@ -115,7 +119,8 @@ class Ingest:
         self._logger.info("ingest.catching_up", offsets=offsets, backlog=backlog)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._decode())
-            group.create_task(self._apply())
+            group.create_task(self._hand_over())
+            group.create_task(self._follow())
             group.create_task(self._watch.run())
             await self._applied.reach(ends)
             self._shard.caught_up_ms = began_ms
@@ -158,33 +163,46 @@ class Ingest:
         self._shard.learn(dim, batch.model)
         return batch, batch.rejected, newest
 
-    async def _apply(self) -> None:
+    async def _hand_over(self) -> None:
         while True:
-            try:
-                async with asyncio.timeout(REPORT_S):
-                    step = await self._queue.get()
-            except TimeoutError:
-                self._send_report()
-                continue
+            step = await self._queue.get()
             await self._memory.room()
-            self._room.leave(step.bytes)
             await self._reject(step.rejected)
-            began = time.monotonic()
-            changes = await self._shard.apply(step.batch, step.positions, step.records, step.newest)
-            took = time.monotonic() - began
-            self._applied.advance(step.positions)
-            for tally in (self._counters, self._report):
-                tally.records += step.records
-                tally.upserted += changes.upserted
-                tally.deleted += changes.deleted
-                tally.contested += changes.contested
-            self._report.apply_s += took
-            self._measures.apply.update(took)
-            if step.batch is not None and step.batch.time_ms is not None:
-                self._measures.delay.update(max(0.0, time.time() - step.batch.time_ms / 1000))
-            if time.monotonic() - self._report.since >= REPORT_S:
-                self._send_report()
-            await self._drift.emit()
+            await self._places.acquire()
+            changes = self._shard.apply(step.batch, step.positions, step.records, step.newest)
+            self._applying.put_nowait((step, changes))
+
+    async def _follow(self) -> None:
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(REPORT_S):
+                        step, applying = await self._applying.get()
+                except TimeoutError:
+                    self._send_report()
+                    continue
+                changes = await applying
+                self._places.release()
+                self._room.leave(step.bytes)
+                self._tell(step, changes)
+                await self._drift.emit()
+        finally:
+            while not self._applying.empty():  # after an error or at a stop: what has not begun never will
+                self._applying.get_nowait()[1].cancel()
+
+    def _tell(self, step: Step, changes: Changes) -> None:
+        self._applied.advance(step.positions)
+        for tally in (self._counters, self._report):
+            tally.records += step.records
+            tally.upserted += changes.upserted
+            tally.deleted += changes.deleted
+            tally.contested += changes.contested
+        self._report.apply_s += changes.seconds
+        self._measures.apply.update(changes.seconds)
+        if step.batch is not None and step.batch.time_ms is not None:
+            self._measures.delay.update(max(0.0, time.time() - step.batch.time_ms / 1000))
+        if time.monotonic() - self._report.since >= REPORT_S:
+            self._send_report()
 
     async def _reject(self, rejected: Sequence[Rejection]) -> None:
         instance = self._settings.broker.group

@@ -44,6 +44,7 @@ class Changes:
     upserted: int  # rows that are new or different
     deleted: int  # keys that were live
     contested: int  # records whose key another partition's record held
+    seconds: float  # that it took
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ class Shard:
         self._others = ThreadPoolExecutor(OTHER_THREADS, thread_name_prefix="shard")
         self._offsets: dict[int, int] = {}  # this and the next belong to the writer thread
         self._records = 0
+        self._whole = True  # no batch ended half way
         self._anchors: dict[int, Anchors] = {}
         self._unseen: set[bytes] = set()
         self._info: SnapshotInfo | None = None
@@ -157,15 +159,20 @@ class Shard:
         if self.index is None:
             self._begin(dim)
 
-    async def apply(
+    def apply(
         self,
         batch: VectorBatch | None,
         positions: Mapping[int, int],
         records: int,
         newest: Mapping[int, Anchor] | None = None,
-    ) -> Changes:
-        """Apply a decoded batch that ends at the next offsets `positions`; `newest`: records of its end."""
-        return await self._run(self._writer, self._apply, batch, positions, records, newest or {})
+    ) -> asyncio.Future[Changes]:
+        """Apply a decoded batch that ends at the next offsets `positions`; `newest`: records of its end.
+
+        It takes its turn at once, before it is awaited: the next one may be handed over while it is applied.
+        After one that failed no other is applied, and no cut is taken.
+        """
+        work = self._apply, batch, positions, records, newest or {}
+        return asyncio.get_running_loop().run_in_executor(self._writer, *work)
 
     async def mark(self) -> int:
         """Remember every live key until it is `seen`, or applied again; how many there are."""
@@ -304,6 +311,9 @@ class Shard:
         records: int,
         newest: Mapping[int, Anchor],
     ) -> Changes:
+        self._expect_whole()
+        self._whole = False
+        began = time.monotonic()
         upserted = deleted = contested = 0
         index = self.index
         if batch is not None and index is not None:
@@ -322,7 +332,12 @@ class Shard:
         self._records += records
         for partition, anchor in newest.items():
             self._anchors.setdefault(partition, Anchors()).update(anchor)
-        return Changes(upserted, deleted, contested)
+        self._whole = True
+        return Changes(upserted, deleted, contested, time.monotonic() - began)
+
+    def _expect_whole(self) -> None:
+        if not self._whole:
+            raise SnapshotError("a batch of records was not applied to its end: what follows it must wait")
 
     def _forget_deletes(
         self, index: OnlineIndex, newest_ms: Mapping[int, int], positions: Mapping[int, int]
@@ -347,6 +362,7 @@ class Shard:
         return self.index.delete(keys)
 
     def _cut(self, current_ms: Mapping[int, int]) -> PendingSnapshot | None:
+        self._expect_whole()
         if self.index is None:
             return None
         changes = self.index.reencode_changes  # before the cut: what comes meanwhile is saved again
