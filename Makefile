@@ -64,7 +64,7 @@ lint: build
 		.ci/quietly cc "$$source" $(CC) $(C_STRICT) -Inative -c -o /dev/null "$$source"; done
 
 # With the data of the clone; other data by the scripts' own flags, as benchmarks/RESULTS.md says.
-QUESTIONS := topics crash malformed delay ingest freshness memory tile encode refinements alarms reencode canary ann churn \
+QUESTIONS := topics crash malformed delay ingest freshness shares memory tile encode refinements alarms reencode canary ann churn \
 	load filters growth threads runbook watch drift compress
 
 bench: build

@@ -65,6 +65,9 @@ class Topics(Section):
     retention: Literal["keep"] | None = None
     """keep: records of topics.vectors stay although its cleanup.policy has delete. Unset: such a topic is
     refused."""
+    decode: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = None
+    """A function, as package.module:name, that turns values of another format into vectors
+    (docs/messages.md). Unset: values are driftline's own."""
 
 
 class Index(Section):

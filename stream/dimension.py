@@ -3,36 +3,45 @@
 from collections.abc import Sequence
 from typing import cast
 
+from .decode_hook import DecodeHook
 from .documents import Form, Refused, Rejection, load_document, read_envelope
 from .log import Record
-from .messages import MAX_DIM, VectorBatch, decode_vectors
+from .messages import MAX_DIM, VectorBatch, decode_vectors, foreign_value
 
 __all__ = ["claimed_dimension", "first_dimension", "rejections"]
 
 
-def first_dimension(records: Sequence[Record], *, metric: str, model: str | None) -> int | None:
+def first_dimension(
+    records: Sequence[Record], *, metric: str, model: str | None, hook: DecodeHook | None = None
+) -> int | None:
     """Dimension of the first record that holds a usable vector; None where there is none."""
     for record in records:
-        if _alone(record, metric, model).keys:
-            return claimed_dimension(record)
+        if _alone(record, metric, model, hook).keys:
+            return claimed_dimension(record, hook)
     return None
 
 
-def rejections(records: Sequence[Record], *, metric: str, model: str | None) -> list[Rejection]:
+def rejections(
+    records: Sequence[Record], *, metric: str, model: str | None, hook: DecodeHook | None = None
+) -> list[Rejection]:
     """What is wrong with records none of which shows a dimension; those without fault are deletes of
     nothing."""
-    return [rejection for record in records for rejection in _alone(record, metric, model).rejected]
+    return [rejection for record in records for rejection in _alone(record, metric, model, hook).rejected]
 
 
-def _alone(record: Record, metric: str, model: str | None) -> VectorBatch:
-    return decode_vectors([record], dim=claimed_dimension(record), metric=metric, model=model)
+def _alone(record: Record, metric: str, model: str | None, hook: DecodeHook | None) -> VectorBatch:
+    dim = claimed_dimension(record, hook)
+    return decode_vectors([record], dim=dim, metric=metric, model=model, hook=hook)
 
 
-def claimed_dimension(record: Record) -> int:
+def claimed_dimension(record: Record, hook: DecodeHook | None = None) -> int:
     """The dimension that a vector or a request claims, 1 where it has none; never beyond the limits."""
     components = 1
     try:
-        if record.value is not None:
+        if record.value is not None and hook is not None:
+            foreign = foreign_value(hook, record.value, record.headers, None)
+            components = 1 if foreign is None else len(foreign[0]) // 4
+        elif record.value is not None:
             form = read_envelope(record.headers).form_of(record.value)
             if form is Form.BARE:
                 components = len(record.value) // 4

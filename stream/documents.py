@@ -33,6 +33,7 @@ __all__ = [
     "no_other_fields",
     "pack",
     "read_envelope",
+    "read_model",
     "shown",
     "unpack",
 ]
@@ -125,11 +126,13 @@ def read_envelope(headers: Iterable[tuple[str, bytes]]) -> Envelope:
             f"header {VERSION_HEADER} is {shown(version)}; this driftline reads format {FORMAT_VERSION}",
         )
     content_type = find_header(headers, CONTENT_TYPE_HEADER)
+    return Envelope(None if content_type is None else parse_content_type(content_type), read_model(headers))
+
+
+def read_model(headers: Iterable[tuple[str, bytes]]) -> str | None:
+    """The embedding model that a record names. Raises Refused."""
     model = find_header(headers, MODEL_HEADER)
-    return Envelope(
-        None if content_type is None else parse_content_type(content_type),
-        None if model is None else parse_model(model),
-    )
+    return None if model is None else parse_model(model)
 
 
 def check_name(name: str) -> None:
@@ -178,7 +181,7 @@ def load_document(value: bytes, form: Form, most: int = MAX_VALUE_BYTES) -> dict
         raise Refused(
             "schema_registry_framing",
             "the value starts with byte 0, the framing of a schema registry's serializer; "
-            "produce plain JSON or msgpack, without a registry",
+            "produce plain JSON or msgpack, without a registry, or set topics.decode",
         )
     try:
         document = load_json(value) if form is Form.JSON else load_msgpack(value)

@@ -1,8 +1,9 @@
 """Ingestion: records of the vectors topic, in order, into the shard.
 
-Two stages with a bounded queue between them: one reads and decodes the next batch while the other applies
-the one before. A batch's dead letters are queued before it is applied, so that a snapshot cut after it
-(snapshotting.py) finds every letter of the records it covers already on its way.
+Two stages with a bounded queue between them: one reads and decodes the next batches while the other has the
+shard apply those before. The shard is handed a batch ahead of the one that it applies, so that its thread
+goes on without waiting for the event loop. A batch's dead letters are queued before it is handed over, so
+that a snapshot cut after it (snapshotting.py) finds every letter of the records it covers already on its way.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..errors import LogError, StorageRefused
+from ..errors import LogError
 from ..snapshots.manifest import Anchor
 from .anchors import newest_records
 from .applied import Applied
@@ -33,7 +34,8 @@ from .topic_watch import TopicWatch
 __all__ = ["Ingest", "starting_offsets"]
 
 FETCH_S = 0.5  # how long a fetch waits for a record before it looks whether positions moved without one
-STORAGE_RETRY_S = 2.0  # between two tries of a disk that refused: one costs a system call or two
+AT_ONCE_BYTES = 16 << 10  # of values: decoded in the event loop, 0.2 ms at most; a thread's turn takes longer
+HANDED_OVER = 2  # batches: one that is applied, and the next
 REPORT_S = 1.0  # ingest.batch sums up what was applied in this time
 CONTESTED = (
     "a key came in two partitions, as after their number was changed: the record with the higher timestamp, "
@@ -86,7 +88,6 @@ class Ingest:
         logger: Logger,
     ) -> None:
         self.ready = Readiness(shard, logger)
-        self.paused = False  # the disk does not take what is to be applied
         self._settings = settings
         self._log = log
         self._shard = shard
@@ -104,6 +105,8 @@ class Ingest:
             settings, log, shard, applied, vectors, self.ready, self._added.update, logger
         )
         self._queue: asyncio.Queue[Step] = asyncio.Queue()
+        self._places = asyncio.Semaphore(HANDED_OVER)
+        self._applying: asyncio.Queue[tuple[Step, asyncio.Future[Changes]]] = asyncio.Queue()
         self._room = Room(settings.ingest.queue_batches, settings.ingest.queue_bytes)
         self._report = Report()
 
@@ -117,7 +120,8 @@ class Ingest:
         self._logger.info("ingest.catching_up", offsets=offsets, backlog=backlog)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._decode())
-            group.create_task(self._apply())
+            group.create_task(self._hand_over())
+            group.create_task(self._follow())
             group.create_task(self._watch.run())
             await self._applied.reach(ends)
             self._shard.caught_up_ms = began_ms
@@ -137,8 +141,11 @@ class Ingest:
                 positions = {partition: reader.position(self._topic, partition) for partition in before}
                 if positions == before:
                     continue
-                batch, rejected, newest = await self._shard.beside(self._decode_batch, records)
                 size = sum(len(record.value or b"") for record in records)
+                if size <= AT_ONCE_BYTES and self._shard.index is not None and self._shard.hook is None:
+                    batch, rejected, newest = self._decode_batch(records)
+                else:
+                    batch, rejected, newest = await self._shard.beside(self._decode_batch, records)
                 await self._room.enter(size)
                 self._queue.put_nowait(Step(len(records), size, batch, rejected, positions, newest))
                 before = positions
@@ -151,66 +158,56 @@ class Ingest:
     def _decode_batch(
         self, records: Sequence[Record]
     ) -> tuple[VectorBatch | None, Sequence[Rejection], Mapping[int, Anchor]]:
-        metric, model = self._settings.index.metric, self._shard.model
+        metric, model, hook = self._settings.index.metric, self._shard.model, self._shard.hook
         newest = newest_records(records)
-        dim = self._shard.dim or first_dimension(records, metric=metric, model=model)
+        dim = self._shard.dim or first_dimension(records, metric=metric, model=model, hook=hook)
         if dim is None:
-            return None, rejections(records, metric=metric, model=model), newest
-        batch = decode_vectors(records, dim=dim, metric=metric, model=model)
+            return None, rejections(records, metric=metric, model=model, hook=hook), newest
+        batch = decode_vectors(records, dim=dim, metric=metric, model=model, hook=hook)
         self._shard.learn(dim, batch.model)
         return batch, batch.rejected, newest
 
-    async def _apply(self) -> None:
+    async def _hand_over(self) -> None:
         while True:
-            try:
-                async with asyncio.timeout(REPORT_S):
-                    step = await self._queue.get()
-            except TimeoutError:
-                self._send_report()
-                continue
+            step = await self._queue.get()
             await self._memory.room()
-            self._room.leave(step.bytes)
             await self._reject(step.rejected)
-            began = time.monotonic()
-            changes = await self._write(step)
-            took = time.monotonic() - began
-            self._applied.advance(step.positions)
-            for tally in (self._counters, self._report):
-                tally.records += step.records
-                tally.upserted += changes.upserted
-                tally.deleted += changes.deleted
-                tally.contested += changes.contested
-            self._report.apply_s += took
-            self._measures.apply.update(took)
-            if step.batch is not None and step.batch.time_ms is not None:
-                self._measures.delay.update(max(0.0, time.time() - step.batch.time_ms / 1000))
-            if time.monotonic() - self._report.since >= REPORT_S:
-                self._send_report()
-            await self._drift.emit()
+            await self._places.acquire()
+            changes = self._shard.apply(step.batch, step.positions, step.records, step.newest)
+            self._applying.put_nowait((step, changes))
 
-    async def _write(self, step: Step) -> Changes:
-        """Apply a step; while the disk refuses it, wait and try again.
-
-        A part of it may have been applied then. To apply it again does no harm, as after a crash.
-        """
-        began: float | None = None
+    async def _follow(self) -> None:
         try:
             while True:
                 try:
-                    changes = await self._shard.apply(step.batch, step.positions, step.records, step.newest)
-                    break
-                except StorageRefused as error:
-                    if began is None:
-                        began, self.paused = time.monotonic(), True
-                        self._logger.error(
-                            "ingest.paused", reason="storage", error=str(error), retry_s=STORAGE_RETRY_S
-                        )
-                await asyncio.sleep(STORAGE_RETRY_S)
+                    async with asyncio.timeout(REPORT_S):
+                        step, applying = await self._applying.get()
+                except TimeoutError:
+                    self._send_report()
+                    continue
+                changes = await applying
+                self._places.release()
+                self._room.leave(step.bytes)
+                self._tell(step, changes)
+                await self._drift.emit()
         finally:
-            self.paused = False
-        if began is not None:
-            self._logger.info("ingest.resumed", paused_s=round(time.monotonic() - began, 3))
-        return changes
+            self._shard.retry_no_more()
+            while not self._applying.empty():  # after an error or at a stop: what has not begun never will
+                self._applying.get_nowait()[1].cancel()
+
+    def _tell(self, step: Step, changes: Changes) -> None:
+        self._applied.advance(step.positions)
+        for tally in (self._counters, self._report):
+            tally.records += step.records
+            tally.upserted += changes.upserted
+            tally.deleted += changes.deleted
+            tally.contested += changes.contested
+        self._report.apply_s += changes.seconds
+        self._measures.apply.update(changes.seconds)
+        if step.batch is not None and step.batch.time_ms is not None:
+            self._measures.delay.update(max(0.0, time.time() - step.batch.time_ms / 1000))
+        if time.monotonic() - self._report.since >= REPORT_S:
+            self._send_report()
 
     async def _reject(self, rejected: Sequence[Rejection]) -> None:
         instance = self._settings.broker.group

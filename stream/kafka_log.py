@@ -32,9 +32,10 @@ from .log import (
 
 __all__ = ["KafkaLog", "KafkaReader"]
 
-POLL_S = (
-    0.1  # how long a broker may hold an empty fetch. A slow caller can wait this long for a second partition.
-)
+POLL_S = 0.1  # how long a broker may hold an empty fetch: 0.8 % of a core for a reader that only waits
+# The same where several partitions are read, 1.5 % of a core. While a slow caller leaves records of one where
+# they are, aiokafka asks for the others; what comes next in that one then waits until the request is over.
+SHARED_POLL_S = 0.04
 FETCH_BYTES = 16 << 20  # of one response
 PARTITION_BYTES = 4 << 20  # of one partition in it: a thousand records of 3 KB
 UNREADABLE = (UnicodeDecodeError, errors.CorruptRecordException)  # of a header's name, see kafka_batches.py
@@ -176,7 +177,7 @@ class KafkaReader:
             enable_auto_commit=False,
             auto_offset_reset="none",
             isolation_level="read_committed",
-            fetch_max_wait_ms=int(POLL_S * 1000),
+            fetch_max_wait_ms=int(1000 * (POLL_S if len(self._places) == 1 else SHARED_POLL_S)),
             fetch_max_bytes=FETCH_BYTES,
             max_partition_fetch_bytes=PARTITION_BYTES,
         )

@@ -5,6 +5,7 @@ search_messages.py   the search topic: requests
 replies.py           the replies topic: hits and errors
 reply_route.py       where a reply goes
 dead_letters.py      the dead-letter topic
+decode_hook.py       values of other formats, by a function of the user's
 attributes.py        the map beside a vector
 documents.py         bytes to fields, within bounds
 
@@ -35,6 +36,7 @@ from .vector_messages import (
     decode_vectors,
     encode_delete,
     encode_vector,
+    foreign_value,
 )
 
 __all__ = [
@@ -66,6 +68,7 @@ __all__ = [
     "encode_reply",
     "encode_request",
     "encode_vector",
+    "foreign_value",
     "pack_attributes",
     "read_route",
     "reply_draft",
@@ -94,6 +97,7 @@ CODES = {
     "zero_vector": "zero, or too short to have a direction, under cosine",
     # vectors
     "bad_attributes": "attributes that JSON cannot say, or too many of them",
+    "hook_failed": "topics.decode raised an error, or gave no vector and attributes",
     "no_vector": "a value without a vector",
     # requests
     "bad_field": "a field of the wrong type or form; it is named",

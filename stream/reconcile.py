@@ -39,7 +39,7 @@ async def reconcile(settings: Settings, log: Log, shard: Shard) -> Reconciled:
     All partitions are read, whichever was missed: a row does not know where it came from.
     """
     began = time.monotonic()
-    topic, metric = settings.topics.vectors, settings.index.metric
+    topic = settings.topics.vectors
     keys = await shard.mark()
     begins, ends = await log.begin_offsets(topic), await log.end_offsets(topic)
     records = 0
@@ -49,13 +49,14 @@ async def reconcile(settings: Settings, log: Log, shard: Shard) -> Reconciled:
             while any(reader.position(topic, partition) < end for partition, end in ends.items()):
                 fetched = await reader.fetch(settings.ingest.batch_records, FETCH_S)
                 records += len(fetched)
-                await shard.seen(await shard.beside(_named, fetched, shard.dim, metric, shard.model))
+                await shard.seen(await shard.beside(_named, fetched, settings.index.metric, shard))
         finally:
             await reader.close()
     dropped = await shard.drop_unseen()
     return Reconciled(records, keys, dropped, round(time.monotonic() - began, 3))
 
 
-def _named(records: Sequence[Record], dim: int, metric: str, model: str | None) -> Sequence[bytes]:
-    batch = decode_vectors(records, dim=dim, metric=metric, model=model)
+def _named(records: Sequence[Record], metric: str, shard: Shard) -> Sequence[bytes]:
+    assert shard.dim is not None, "there are live keys"
+    batch = decode_vectors(records, dim=shard.dim, metric=metric, model=shard.model, hook=shard.hook)
     return [*batch.keys, *batch.deleted]

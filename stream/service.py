@@ -249,7 +249,7 @@ class Service:
             recall=self._canary.status,
             snapshot=shard.snapshot,
             records_since_snapshot=shard.records_since_snapshot,
-            paused=self._memory.paused or self._ingest.paused,
+            paused=self._memory.paused or self._shard.paused,
             waiting_requests=self._queries.waiting,
             parked_requests=self._queries.parked,
             records=counters.records,

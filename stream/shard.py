@@ -5,13 +5,14 @@ exactly the offsets that stand beside it. Searches call the index directly, from
 """
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar, cast
 
-from ..errors import CorruptIndex, SnapshotError, SnapshotsUnusable
+from ..errors import CorruptIndex, SnapshotError, SnapshotsUnusable, StorageRefused
 from ..index.budget import Budget
 from ..index.cut import Cut
 from ..index.digest import digest_text
@@ -23,6 +24,7 @@ from ..snapshots.manifest import Anchor, Json, Reached
 from ..snapshots.store import SnapshotInfo, SnapshotStore
 from .anchors import Anchors
 from .config import Settings
+from .decode_hook import DecodeHook, load_hook
 from .events import Logger
 from .messages import VectorBatch
 from .status import SnapshotStatus
@@ -31,6 +33,7 @@ __all__ = ["Changes", "PendingSnapshot", "Shard"]
 
 Result = TypeVar("Result")
 
+STORAGE_RETRY_S = 2.0  # between two tries of a disk that refused: one costs a system call or two
 LATE_MS = 120_000  # a producer gives a record up after so long (delivery.timeout.ms): none comes later
 OTHER_THREADS = 6  # decoding, upkeep, the canary, a snapshot, a reconcile, a status
 DROP_KEYS = 1000  # deleted in one step: a batch waits for it
@@ -44,6 +47,7 @@ class Changes:
     upserted: int  # rows that are new or different
     deleted: int  # keys that were live
     contested: int  # records whose key another partition's record held
+    seconds: float  # that it took
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +65,10 @@ class PendingSnapshot:
 class Shard:
     """The index of one topic. `index` is None until the dimension is known."""
 
-    def __init__(self, settings: Settings, store: SnapshotStore) -> None:
+    def __init__(self, settings: Settings, store: SnapshotStore, logger: Logger) -> None:
         self._settings = settings
         self._store = store
+        self._logger = logger
         self._drift = DriftSettings(**settings.drift.model_dump())
         # Every thread that may be inside the index is one of ours, so that `close` can wait for it.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
@@ -71,6 +76,9 @@ class Shard:
         self._others = ThreadPoolExecutor(OTHER_THREADS, thread_name_prefix="shard")
         self._offsets: dict[int, int] = {}  # this and the next belong to the writer thread
         self._records = 0
+        self._whole = True  # no batch ended half way
+        self._no_retry = threading.Event()
+        self.paused = False  # the disk does not take what is to be applied
         self._anchors: dict[int, Anchors] = {}
         self._unseen: set[bytes] = set()
         self._info: SnapshotInfo | None = None
@@ -83,12 +91,14 @@ class Shard:
         self.caught_up_ms = 0  # records that are not applied yet were made then, or later
         self._newest_ms: dict[int, int] = {}  # highest timestamp applied, by partition; the writer thread's
         self.model: str | None = settings.index.embedding_model
+        self.hook: DecodeHook | None = None  # that turns values into vectors
         self.current_ms: dict[int, int] = {}
         """Partition -> ms since the epoch: what was in the log then is applied. Kept by the topic watch."""
 
     @classmethod
     def open(cls, settings: Settings, logger: Logger) -> Self:
-        """Lock the data directory and load its newest snapshot; blocks. Raises SnapshotError.
+        """Lock the data directory and load its newest snapshot; blocks. Raises SnapshotError, and ConfigError
+        where topics.decode cannot be loaded.
 
         Where all is damaged, or of an older format, it is set aside and the shard begins empty, if the
         settings say so.
@@ -106,10 +116,12 @@ class Shard:
     @classmethod
     def _open(cls, settings: Settings, logger: Logger) -> Self:
         index, began = settings.index, time.monotonic()
+        hook = load_hook(settings.topics.decode)
         store = SnapshotStore.open(
             settings.data_dir, dim=index.dim, metric=index.metric, keep=settings.snapshots.keep
         )
-        shard = cls(settings, store)
+        shard = cls(settings, store, logger)
+        shard.hook = hook
         try:
             while (snapshot := store.newest()) is not None:
                 try:
@@ -173,15 +185,24 @@ class Shard:
         if self.index is None:
             self._begin(dim)
 
-    async def apply(
+    def apply(
         self,
         batch: VectorBatch | None,
         positions: Mapping[int, int],
         records: int,
         newest: Mapping[int, Anchor] | None = None,
-    ) -> Changes:
-        """Apply a decoded batch that ends at the next offsets `positions`; `newest`: records of its end."""
-        return await self._run(self._writer, self._apply, batch, positions, records, newest or {})
+    ) -> asyncio.Future[Changes]:
+        """Apply a decoded batch that ends at the next offsets `positions`; `newest`: records of its end.
+
+        It takes its turn at once, before it is awaited: the next one may be handed over while it is applied.
+        After one that failed no other is applied, and no cut is taken.
+        """
+        work = self._apply, batch, positions, records, newest or {}
+        return asyncio.get_running_loop().run_in_executor(self._writer, *work)
+
+    def retry_no_more(self) -> None:
+        """What the disk refuses fails from now on: the batch that waits for it is given up."""
+        self._no_retry.set()
 
     async def mark(self) -> int:
         """Remember every live key until it is `seen`, or applied again; how many there are."""
@@ -320,13 +341,18 @@ class Shard:
         records: int,
         newest: Mapping[int, Anchor],
     ) -> Changes:
+        self._expect_whole()
+        self._whole = False
+        began = time.monotonic()
         upserted = deleted = contested = 0
         index = self.index
         if batch is not None and index is not None:
             contested = -index.contested
             if batch.keys:
-                upserted = index.upsert(
-                    batch.keys, batch.vectors, batch.attributes, now_ms=batch.time_ms, sources=batch.sources
+                upserted = self._stored(
+                    lambda: index.upsert(
+                        batch.keys, batch.vectors, batch.attributes, now_ms=batch.time_ms, sources=batch.sources
+                    )
                 )
                 self._unseen.difference_update(batch.keys)
             if batch.deleted:
@@ -338,7 +364,36 @@ class Shard:
         self._records += records
         for partition, anchor in newest.items():
             self._anchors.setdefault(partition, Anchors()).update(anchor)
-        return Changes(upserted, deleted, contested)
+        self._whole = True
+        return Changes(upserted, deleted, contested, time.monotonic() - began)
+
+    def _stored(self, write: Callable[[], int]) -> int:
+        """What `write` returns; while the disk refuses vectors, it waits and tries again.
+
+        A part may have been written then. To write it again does no harm, as after a crash. StorageRefused after
+        `retry_no_more`.
+        """
+        began = time.monotonic()
+        while True:
+            try:
+                written = write()
+            except StorageRefused as error:
+                if not self.paused:
+                    self.paused = True
+                    self._logger.error(
+                        "ingest.paused", reason="storage", error=str(error), retry_s=STORAGE_RETRY_S
+                    )
+                if self._no_retry.wait(STORAGE_RETRY_S):
+                    raise
+            else:
+                if self.paused:
+                    self.paused = False
+                    self._logger.info("ingest.resumed", paused_s=round(time.monotonic() - began, 3))
+                return written
+
+    def _expect_whole(self) -> None:
+        if not self._whole:
+            raise SnapshotError("a batch of records was not applied to its end: what follows it must wait")
 
     def _forget_deletes(
         self, index: OnlineIndex, newest_ms: Mapping[int, int], positions: Mapping[int, int]
@@ -363,6 +418,7 @@ class Shard:
         return self.index.delete(keys)
 
     def _cut(self, current_ms: Mapping[int, int]) -> PendingSnapshot | None:
+        self._expect_whole()
         if self.index is None:
             return None
         changes = self.index.reencode_changes  # before the cut: what comes meanwhile is saved again

@@ -9,7 +9,8 @@
 |             |                          | attributes: map (attributes.py); absent or null: none          |
 | JSON object | application/json         | vector: array of numbers; attributes: object                   |
 
-docs/messages.md is the reference. The cost that matters is the bare and the msgpack-with-bytes path: one
+With a decode hook (decode_hook.py) it says what a value that is not null means. docs/messages.md is the
+reference. The cost that matters is the bare and the msgpack-with-bytes path: one
 Python step per record, none per component; all checks of numbers are made on the batch as one array.
 """
 
@@ -23,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InvalidInput
 from ..index.sources import Sources, pack_sources
 from .attributes import pack_attributes, unpack_attributes
+from .decode_hook import DecodeHook, call_hook
 from .documents import (
     CONTENT_TYPE_HEADER,
     MAX_ITEMS,
@@ -35,9 +37,10 @@ from .documents import (
     load_document,
     no_other_fields,
     read_envelope,
+    read_model,
     shown,
 )
-from .log import Draft, Record
+from .log import Draft, Headers, Record
 
 __all__ = [
     "MAX_DIM",
@@ -48,6 +51,7 @@ __all__ = [
     "decode_vectors",
     "encode_delete",
     "encode_vector",
+    "foreign_value",
     "other_model",
     "row_of",
     "unusable_rows",
@@ -84,12 +88,15 @@ class VectorBatch:
     model: str | None  # the given one, else the first that an accepted vector named
 
 
-def decode_vectors(records: Sequence[Record], *, dim: int, metric: str, model: str | None) -> VectorBatch:
+def decode_vectors(
+    records: Sequence[Record], *, dim: int, metric: str, model: str | None, hook: DecodeHook | None = None
+) -> VectorBatch:
     """Decode records of the vectors topic in their order; the last accepted record of a key in its
     partition holds there, with the highest timestamp of those it replaces.
 
-    `model` is the embedding model that the collection holds, None when none is known yet. Never raises on
-    what a record contains: what cannot be accepted is in `rejected`, and leaves its key as it was.
+    `model` is the embedding model that the collection holds, None when none is known yet. `hook` decodes
+    values in place of driftline's own forms. Never raises on what a record contains: what cannot be accepted
+    is in `rejected`, and leaves its key as it was.
     """
     decoded: list[Decoded | Refused] = []
     payloads: list[bytes] = []
@@ -103,9 +110,15 @@ def decode_vectors(records: Sequence[Record], *, dim: int, metric: str, model: s
                 decoded.append(Decoded(key, -1, None, None))
                 continue
             if record.headers != headers:  # producers send the same ones over and over
-                envelope = read_envelope(record.headers)
+                envelope = envelope_of(record, hook)
                 headers = record.headers
-            payload, attributes = decode_value(record.value, envelope, dim)
+            if hook is None:
+                payload, attributes = decode_value(record.value, envelope, dim)
+            elif (foreign := foreign_value(hook, record.value, record.headers, dim)) is not None:
+                payload, attributes = foreign
+            else:
+                decoded.append(Decoded(key, -1, None, None))
+                continue
             decoded.append(Decoded(key, len(payloads), attributes, envelope.model))
             payloads.append(payload)
             owners.append(number)
@@ -178,6 +191,25 @@ def fold(
         time_ms=max((record.timestamp_ms for record in records if record.timestamp_ms >= 0), default=None),
         model=model,
     )
+
+
+def envelope_of(record: Record, hook: DecodeHook | None) -> Envelope:
+    """What the headers say; those that concern the form are the hook's, where there is one."""
+    return read_envelope(record.headers) if hook is None else Envelope(None, read_model(record.headers))
+
+
+def foreign_value(
+    hook: DecodeHook, value: bytes, headers: Headers, dim: int | None
+) -> tuple[bytes, bytes | None] | None:
+    """As `decode_value`, by a hook; None for a delete. Any dimension will do if `dim` is None."""
+    given = call_hook(hook, value, headers)
+    if given is None:
+        return None
+    vector, attributes = given
+    row = vector if isinstance(vector, bytes) else row_of(vector).astype("<f4", copy=False).tobytes()
+    if dim is not None and len(row) != 4 * dim:
+        raise Refused("wrong_dimension", bare_length(len(row), dim))
+    return row, attributes
 
 
 def decode_value(value: bytes, envelope: Envelope, dim: int) -> tuple[bytes, bytes | None]:
@@ -314,7 +346,7 @@ def row_of(vector: ArrayLike) -> Vectors:
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found below
             row = np.asarray(vector, np.float32)
-    except (TypeError, ValueError) as wrong:
+    except (TypeError, ValueError, OverflowError) as wrong:
         raise Refused("bad_vector", f"the vector is no row of numbers: {wrong}") from None
     if row.ndim != 1 or not 1 <= len(row) <= MAX_DIM:
         raise Refused("wrong_dimension", f"its shape is {row.shape}, not one row of 1 to {MAX_DIM}")

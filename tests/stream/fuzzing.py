@@ -22,7 +22,7 @@ from driftline import Row
 from driftline.stream.log import Draft, Headers, Log, Reader, Record
 from driftline.stream.messages import CODES, ReplyRoute, correlation_of, route_headers
 
-from .running import Place, differences, eventually, read_all, reasons
+from .running import Place, differences, eventually, read_all, reasons, until
 
 __all__ = ["SETTINGS", "Tally", "fuzz_records", "fuzz_requests"]
 
@@ -204,15 +204,17 @@ async def fuzz_records(log: Log, place: Place, count: int, seed: int, tell: Tell
     return tally
 
 
+def stated(place: Place) -> dict[str, Any]:
+    """The service's status; it may be long in coming, where the broker is slow to say how its log ends."""
+    return until(place.service.status, "its status", LONG_S)
+
+
 def rejections(place: Place) -> Counter[str]:
-    status = place.service.status()
-    assert status is not None
-    return Counter(status["rejected"])
+    return Counter(stated(place)["rejected"])
 
 
 def acknowledged(place: Place) -> bool:
-    status = place.service.status()
-    return status is not None and not status["dead_letters_pending"]
+    return not stated(place)["dead_letters_pending"]
 
 
 async def letters(log: Log, place: Place, tally: Tally) -> set[int]:
@@ -276,8 +278,7 @@ async def fuzz_requests(log: Log, place: Place, count: int, seed: int, tell: Tel
                 await gather(log, reader, place, replied, tally)
     await reader.close()
     tally.answered = after["searches"] - before["searches"]
-    status = place.service.status()
-    assert status is not None
+    status = stated(place)
     if "internal_error" in status["failed"]:
         tally.wrong.append(f"{status['failed']['internal_error']} internal errors")
     unanswered = awaited - replied.keys() - await refused(log, place)
@@ -298,8 +299,7 @@ async def refused(log: Log, place: Place) -> set[bytes]:
 
 def handled(place: Place) -> dict[str, int]:
     """Requests that the service is done with, by what became of them."""
-    status = place.service.status()
-    assert status is not None
+    status = stated(place)
     failed = Counter(status["failed"])
     del failed["reply_too_large"]  # answered too
     return {
