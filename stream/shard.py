@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self, TypeVar, cast
 
 from ..errors import CorruptIndex, SnapshotError, SnapshotsUnusable, StorageRefused
@@ -349,10 +350,9 @@ class Shard:
         if batch is not None and index is not None:
             contested = -index.contested
             if batch.keys:
+                rows = batch.keys, batch.vectors, batch.attributes
                 upserted = self._stored(
-                    lambda: index.upsert(
-                        batch.keys, batch.vectors, batch.attributes, now_ms=batch.time_ms, sources=batch.sources
-                    )
+                    partial(index.upsert, *rows, now_ms=batch.time_ms, sources=batch.sources)
                 )
                 self._unseen.difference_update(batch.keys)
             if batch.deleted:
@@ -370,8 +370,8 @@ class Shard:
     def _stored(self, write: Callable[[], int]) -> int:
         """What `write` returns; while the disk refuses vectors, it waits and tries again.
 
-        A part may have been written then. To write it again does no harm, as after a crash. StorageRefused after
-        `retry_no_more`.
+        A part may have been written then. To write it again does no harm, as after a crash. Raises
+        StorageRefused after `retry_no_more`.
         """
         began = time.monotonic()
         while True:
