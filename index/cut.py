@@ -8,9 +8,12 @@ adds one, or starts anew with the whole slab once they have grown.
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..errors import InvalidInput, SnapshotError
-from ..native import CoreCut
+
+if TYPE_CHECKING:  # the process that examines snapshots starts without the core
+    from ..native import CoreCut
 
 __all__ = ["Chunk", "Cut", "OpenChunks", "chains", "last_versions"]
 
@@ -50,7 +53,7 @@ class OpenChunks(Mapping[str, Chunk]):
     are not wanted. SnapshotError if memory was too short to keep something.
     """
 
-    def __init__(self, saved: CoreCut, known: Mapping[str, int]) -> None:
+    def __init__(self, saved: "CoreCut", known: Mapping[str, int]) -> None:
         """known: what `saved` was begun with, by name."""
         self._saved = saved
         self._known = known
