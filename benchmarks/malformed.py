@@ -30,7 +30,6 @@ PLAIN = (("content-type", b"text/plain"),)
 APPEND = 500
 AT_ONCE = 64
 K, EF = 10, 128  # near-duplicates are many in real data, and each record is to be found, not most of them
-LONG_KEY = b"k" * 512
 
 # value, headers, and a key where it is the key that is wrong
 Made = tuple[bytes | None, Headers, bytes | None]

@@ -35,7 +35,7 @@ from ..native import SLAB, Answers, Core, MergedAnswers
 from .attributes import Attributes
 from .bitset import Bitset, bitset_of
 from .filters import Filter, parse_filter
-from .inflight import Batch, Meanwhile, Traffic
+from .inflight import Meanwhile, Traffic, Write
 from .payloads import items_of
 
 __all__ = ["Filtering"]
@@ -270,9 +270,9 @@ def matching(answers: Answers, row: int, chosen: Filter) -> list[int]:
     return [i for i, payload in enumerate(answers.payloads[row]) if chosen.matches(items_of(payload))]
 
 
-def sought(batches: Sequence[Batch], chosen: Filter) -> list[bytes]:
-    """The keys of batches whose rows the filter chooses, each once."""
-    rows = [row for batch in batches for row in zip(batch.keys, batch.payloads, strict=True)]
+def sought(writes: Sequence[Write], chosen: Filter) -> list[bytes]:
+    """The keys of writes whose rows the filter chooses, each once."""
+    rows = [row for write in writes for row in zip(write.keys, write.payloads, strict=True)]
     return list({key: None for key, payload in rows if chosen.matches(items_of(payload))})
 
 

@@ -40,10 +40,6 @@ def offsets_text(offsets: Mapping[Any, int] | None) -> str:
     return "unknown" if offsets is None else ", ".join(f"{p}: {offset:,}" for p, offset in offsets.items())
 
 
-def counts_text(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{code}: {count:,}" for code, count in counts.items()) or "none"
-
-
 def frames_text(frames: Iterable[Result]) -> str:
     return ", ".join(f"{f['frame']} ({f['kind']}): {f['rows']:,} rows" for f in frames) or "none"
 
@@ -85,6 +81,8 @@ def _status(console: Console, result: Result) -> None:
     taken = "none yet"
     if snapshot is not None:
         taken = f"{snapshot['id']}, {snapshot['live']:,} vectors, {snapshot['age_s']:.0f} s old"
+    rejected = ", ".join(f"{code}: {count:,}" for code, count in result["rejected"].items())
+    failed = ", ".join(f"{code}: {count:,}" for code, count in result["failed"].items())
     pairs(
         console,
         {
@@ -104,10 +102,10 @@ def _status(console: Console, result: Result) -> None:
             "snapshot": f"{taken}; {result['records_since_snapshot']:,} records since",
             "records": f"{result['records']:,} ({result['upserted']:,} rows changed, "
             f"{result['deleted']:,} deleted)",
-            "rejected": counts_text(result["rejected"]),
+            "rejected": rejected or "none",
             "searches": f"{result['searches']:,} answered, {result['expired']:,} expired, "
             f"{result['unroutable']:,} with no way back, {result['waiting_requests']:,} waiting",
-            "errors replied": counts_text(result["failed"]),
+            "errors replied": failed or "none",
             "memory": ", ".join(f"{part} {megabytes(size)}" for part, size in result["memory"].items()),
         },
     )
