@@ -78,6 +78,7 @@ class FileRawVectors:
             segment: list(each_checksum(sums))[: named[segment] // block_rows(dim)]
             for segment, sums in (checksums or {}).items()
         }
+        self._tails: dict[int, tuple[int, bytes]] = {}  # after so many rows, of the block that is not full
         self._used: dict[int, int] = {}
         self._files: dict[int, int] = {}  # for writing: the open segment's, and those not synced yet
         self._dirty: set[int] = set()
@@ -167,7 +168,7 @@ class FileRawVectors:
     def checksums(self, named: Mapping[int, int]) -> dict[int, bytes]:
         """Segment id -> the checksums of the blocks of its first rows, for a manifest; one thread's.
 
-        Each block is read once, when it is full, and the one that is not whenever it is asked for.
+        Each block is read once, when it is full, and the one that is not whenever there is more of it.
         """
         return {segment: self._blocks(segment, rows) for segment, rows in named.items()}
 
@@ -176,11 +177,14 @@ class FileRawVectors:
             vectors, hashes = self._rows[segment], self._hashes[segment]
         known = self._checksums.setdefault(segment, [])
         whole, last = rows // block_rows(self.dim), b""
+        if (tail := self._tails.get(segment)) is not None and tail[0] == rows:
+            return b"".join(known[:whole]) + tail[1]
         for block in list(blocks(rows, self.dim))[len(known) :]:
             last = checksum(hashes[block].data.cast("B"), vectors[block].data.cast("B"))
             if len(known) < whole:
                 known.append(last)
                 last = b""
+        self._tails[segment] = rows, last
         return b"".join(known[:whole]) + last
 
     def sync(self) -> None:
@@ -226,6 +230,7 @@ class FileRawVectors:
                 self._file(segment).unlink(missing_ok=True)
                 del self._rows[segment], self._hashes[segment], self._used[segment]
                 self._checksums.pop(segment, None)  # unmapped with the last reader's array
+                self._tails.pop(segment, None)
                 self._dirty.discard(segment)
                 if segment in self._files:
                     os.close(self._files.pop(segment))
