@@ -48,7 +48,8 @@ __all__ = [
 Buffer = bytes | bytearray | memoryview
 
 MAX_KEY_BYTES = 511  # LMDB's limit
-DATA_FILE = "data.mdb"
+DATA_FILE, LOCK_FILE = "data.mdb", "lock.mdb"
+READER_BYTES = 64  # of a reader in the lock file
 MAP_BYTES = 64 << 30  # address space only; small enough for several environments in a 39-bit address space
 MAX_READERS = 510  # read transactions open at once, over all processes; 64 bytes each in the lock file
 ROOM_BYTES = 64 << 20  # free map wanted before a write transaction that names no size
@@ -61,6 +62,7 @@ DAMAGE = (
     lmdb.PageNotFoundError,
     lmdb.VersionMismatchError,
 )  # what LMDB says of pages that cannot be; its other errors are of the system
+NEARLY_FULL_BYTES = 16 << 20  # left on a disk: worth a word when something fails
 REMAP_WAIT_S = 30.0  # a reader that stays longer than this is a leak
 STALE_READERS_S = 60.0  # between two looks for readers of dead processes
 
@@ -182,6 +184,7 @@ class Environment:
         try:
             if not readonly:
                 self.path.mkdir(parents=True, exist_ok=True)
+                _allocate(self.path / LOCK_FILE, READER_BYTES * (max_readers + 2))
             self._env = lmdb.Environment(
                 str(self.path),
                 map_size=map_size,
@@ -283,13 +286,7 @@ class Environment:
     def _make_whole(self) -> None:
         # A value cut off by a truncation then reads as zeros, which its reader's checksum catches, and not as
         # SIGBUS. posix_fallocate never shrinks, so a process that is writing just now loses nothing.
-        data = os.open(self.path / DATA_FILE, os.O_RDWR)
-        try:
-            size = os.fstat(data).st_size
-            if size < self.used_bytes():
-                os.posix_fallocate(data, size, self.used_bytes() - size)
-        finally:
-            os.close(data)
+        _allocate(self.path / DATA_FILE, self.used_bytes())
 
     @contextmanager
     def _begin(self, *, write: bool) -> "Generator[lmdb.Transaction[memoryview]]":
@@ -325,7 +322,24 @@ class Environment:
         try:
             yield
         except lmdb.Error as error:
-            raise self._error(f"{self.path}: {error}") from error
+            raise self._error(f"{self.path}: {error}{self._short_of_disk()}") from error
+
+    def _short_of_disk(self) -> str:
+        # Where a write came to the end of a disk LMDB says "Input/output error".
+        disk = os.statvfs(self.path)
+        left = disk.f_bavail * disk.f_frsize
+        return f" ({left} bytes are left on the disk)" if left < NEARLY_FULL_BYTES else ""
+
+
+def _allocate(file: Path, size: int) -> None:
+    """Give a file so many bytes of disk at least: LMDB maps it, and a map finds no room by SIGBUS."""
+    opened = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        there = os.fstat(opened).st_size
+        if there < size:
+            os.posix_fallocate(opened, there, size - there)
+    finally:
+        os.close(opened)
 
 
 def is_damage(error: DriftlineError) -> bool:

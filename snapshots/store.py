@@ -49,6 +49,9 @@ from .transfer import export_snapshot
 __all__ = ["Snapshot", "SnapshotInfo", "SnapshotStore"]
 
 
+NAMED = 3  # damaged snapshots in one message
+
+
 class SnapshotStore:
     """The snapshots in a data directory: open for writing (`open`, one process) or looking (`inspect`, any).
 
@@ -163,7 +166,8 @@ class SnapshotStore:
                     return open_snapshot(self._environment, txn, self._base, found, hashed=False)
                 skipped[number] = f"snapshot {number}: {problem}"
         if skipped:
-            reasons = "; ".join(skipped.values())
+            shown = list(skipped.values())[:NAMED]
+            reasons = "; ".join(shown) + ("; ..." if len(skipped) > NAMED else "")
             raise SnapshotsUnusable(f"{self.path}: no snapshot is whole ({reasons})", self.path)
         return None
 
