@@ -59,8 +59,10 @@ async def fetch_batch(
 def as_record(record: Any) -> Record:
     """A record of aiokafka's as ours."""
     headers: Headers = record.headers
-    if headers:
-        headers = tuple((name, value or b"") for name, value in headers)
+    for _, value in record.headers:
+        if value is None:  # seldom, and to make them anew takes longer than all the rest
+            headers = tuple((name, value or b"") for name, value in record.headers)
+            break
     return Record(
         record.topic, record.partition, record.offset, record.timestamp, record.key, record.value, headers
     )

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Protocol, Self, TypedDict, Unpack
+from typing import Literal, NamedTuple, Protocol, Self, TypedDict, Unpack
 
 from ..errors import InvalidInput, LogError
 from .partitioner import partition_of
@@ -55,8 +55,7 @@ MAX_RECORD_BYTES = 1_048_588  # and for max.message.bytes; the local log's too: 
 TOPIC_NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):  # made in a third of the time that a frozen dataclass takes
     """One record as it was read.
 
     A header that Kafka holds with a null value reads as empty; bytes of its name that are not UTF-8 read as

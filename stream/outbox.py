@@ -131,6 +131,6 @@ def fitting_letter(rejection: Rejection, topic: Topic, instance: str) -> Draft:
     if record_bytes(letter) > topic.max_record_bytes:
         letter = dead_letter(rejection, topic.name, instance=instance, keep_value=False)
     if record_bytes(letter) > topic.max_record_bytes:
-        bare = replace(rejection, record=replace(rejection.record, headers=(), key=None))
+        bare = replace(rejection, record=rejection.record._replace(headers=(), key=None))
         letter = dead_letter(bare, topic.name, instance=instance, keep_value=False)
     return letter

@@ -16,7 +16,7 @@ Python step per record, none per component; all checks of numbers are made on th
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -131,16 +131,14 @@ def decode_vectors(
     return fold(records, decoded, vectors, model)
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
+class Decoded(NamedTuple):
     key: bytes
     row: int  # of the payloads; -1 for a delete
     attributes: bytes | None
     model: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     decoded: Decoded
     partition: int
     offset: int
