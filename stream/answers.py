@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from ..errors import InvalidInput
+from ..index.attributes import UnknownField
+from ..index.filters import without_field
 from ..index.hits import Hits
 from ..index.online import OnlineIndex
 from .canary import LiveCanary
@@ -22,29 +24,44 @@ def answer(
     canary: LiveCanary,
     applied: Mapping[str, Mapping[int, int]],
     began: float,
+    of_all: bool = True,
 ) -> bytes:
     """Search and encode. `applied` must have been read before this call; `began` is time.monotonic() at
     arrival.
 
     Without an index (no vector seen yet) there are no hits. Raises Refused for a key that is not live, and
-    for a filter that names a field which no record has had.
+    for a filter that names a field which no record has had, unless the index is not `of_all` records of the
+    collection: such fields are named in the reply then.
     """
-    hits = () if index is None else _hits(index, request, settings, canary)
-    frame = 0 if index is None else index.frame
-    took_us = round(1e6 * (time.monotonic() - began))
-    return encode_reply(Reply(hits, applied, frame, took_us), request.form)
-
-
-def _hits(index: OnlineIndex, request: SearchRequest, settings: Search, canary: LiveCanary) -> list[Hit]:
     query = request.vector
     if query is None:
-        assert request.key is not None, "a request has a vector or a key"
-        row = index.get([request.key])[0]
-        if row is None:
-            raise Refused("unknown_key", f"no live vector has the id {shown(request.key)}")
-        query = row.vector
+        query = _vector_of(index, request)
+    unknown: list[str] | None = None if of_all else []
+    hits = () if index is None else _hits(index, query, request, settings, canary, unknown)
+    frame = 0 if index is None else index.frame
+    took_us = round(1e6 * (time.monotonic() - began))
+    asked = query if "query" in request.include else None
+    return encode_reply(Reply(hits, applied, frame, took_us, asked, unknown=unknown or ()), request.form)
+
+
+def _vector_of(index: OnlineIndex | None, request: SearchRequest) -> Vectors:
+    assert request.key is not None, "a request has a vector or a key"
+    row = None if index is None else index.get([request.key])[0]
+    if row is None:
+        raise Refused("unknown_key", f"no live vector has the id {shown(request.key)}")
+    return row.vector
+
+
+def _hits(
+    index: OnlineIndex,
+    query: Vectors,
+    request: SearchRequest,
+    settings: Search,
+    canary: LiveCanary,
+    unknown: list[str] | None,
+) -> list[Hit]:
     ef = max(request.ef or canary.ef, request.k)
-    found = _search(index, query, ef, request, settings)
+    found = _search(index, query, ef, request, settings, unknown)
     if request.filter is None:
         canary.offer(query)
     keys = cast("list[bytes]", found.keys[0])  # the kind that ingestion upserts
@@ -59,10 +76,25 @@ def _hits(index: OnlineIndex, request: SearchRequest, settings: Search, canary: 
     return [Hit(*fields) for fields in zip(keys, distances, attributes, vectors, strict=True)]
 
 
-def _search(index: OnlineIndex, query: Vectors, ef: int, request: SearchRequest, settings: Search) -> Hits:
-    if request.filter is None:
+def _search(
+    index: OnlineIndex,
+    query: Vectors,
+    ef: int,
+    request: SearchRequest,
+    settings: Search,
+    unknown: list[str] | None,
+) -> Hits:
+    """Fields of the filter that no vector has had are added to `unknown`; without it they are refused."""
+    chosen = request.filter
+    if chosen is None:
         return index.search(query[None], request.k, ef, rescore=settings.rescore)
-    try:
-        return index.search(query[None], request.k, ef, rescore=settings.rescore, filter=request.filter)
-    except InvalidInput as wrong:  # all else was checked when the request was decoded
-        raise Refused("bad_filter", str(wrong)) from None
+    while True:
+        try:
+            return index.search(query[None], request.k, ef, rescore=settings.rescore, filter=chosen)
+        except UnknownField as wrong:
+            if unknown is None:
+                raise Refused("bad_filter", str(wrong)) from None
+            unknown.append(wrong.name)
+            chosen = without_field(chosen, wrong.name)
+        except InvalidInput as wrong:  # all else was checked when the request was decoded
+            raise Refused("bad_filter", str(wrong)) from None

@@ -7,9 +7,10 @@ docs/operations.md.
 """
 
 import sys
+from collections.abc import Callable, Coroutine
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -29,6 +30,10 @@ from .options import (
     settings_of,
 )
 from .snapshot_commands import snapshots_app
+
+if TYPE_CHECKING:
+    from .config import Settings
+    from .events import Logger
 
 __all__ = ["main"]
 
@@ -96,15 +101,38 @@ def serve(
         config, log, data_dir, sets,
         index__dim=dim, index__metric=metric, index__embedding_model=model, topics__create=create_topics,
     )  # fmt: skip
+    from .service import serve as run
+
+    _run(run, settings)
+
+
+@app.command()
+def gateway(
+    config: ConfigOption = None,
+    log: LogOption = None,
+    create_topics: CreateOption = None,
+    sets: SetOption = None,
+) -> None:
+    """Answer the search topic by asking all shards of a collection, until SIGTERM or Ctrl-C.
+
+    Each request gets one reply, by its deadline; one that lacks partitions says which. Logs events to
+    standard output.
+    """
+    from .gateway_service import serve_gateway as run
+
+    _run(run, settings_of(config, log, None, sets, topics__create=create_topics))
+
+
+def _run(program: Callable[["Settings", "Logger"], Coroutine[Any, Any, None]], settings: "Settings") -> None:
+    """Run a program that logs events until it is stopped."""
     import asyncio
 
     from .events import adopt_library_logs, make_logger
-    from .service import serve as run
 
     logger = make_logger(settings.logging)
     adopt_library_logs(logger)
     try:
-        asyncio.run(run(settings, logger))
+        asyncio.run(program(settings, logger))
     except DriftlineError as error:
         logger.error("service.failed", reason=str(error), error=type(error).__name__)
         raise

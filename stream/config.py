@@ -38,6 +38,7 @@ DEFAULT_FILE = Path("driftline.toml")
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 TopicName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
+Partitions = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 
 
 class Section(BaseModel):
@@ -58,6 +59,10 @@ class Topics(Section):
     """Records that could not be used, each with its reason."""
     drift: TopicName = "driftline.drift"
     """Drift windows, detections and re-encodes, as JSON."""
+    shards: TopicName = "driftline.shards"
+    """Where a gateway asks the shards of a collection; each of them reads all of it."""
+    shard_replies: TopicName = "driftline.shard-replies"
+    """Where shards answer gateways."""
     create: bool | None = None
     """Create missing topics. Unset: yes on the local log, no on Kafka."""
     partitions: Positive = 1
@@ -241,6 +246,14 @@ class Broker(Section):
         return self
 
 
+class Gateway(Section):
+    inside: bool = False
+    """serve runs a gateway too: it answers topics.search by asking all shards. One instance of a collection
+    does this, or `driftline gateway` beside them."""
+    absent_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 250.0
+    """How much longer than for the others a shard is waited for that let the last request pass."""
+
+
 class Http(Section):
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     """Address on which /metrics, /healthz and /readyz are served. They know no passwords."""
@@ -261,6 +274,9 @@ class Settings(Section):
     local:<data_dir>/log."""
     data_dir: Path = Path("driftline-data")
     """Snapshots, raw vectors and the control socket."""
+    partitions: Literal["all"] | Partitions = "all"
+    """all, or the partitions of topics.vectors that this instance holds, like [0, 2]: it is then one shard of
+    several, and is asked through a gateway."""
     stop_s: Seconds = 50.0
     """A stop in order ends within this; a last snapshot that takes longer is given up, and the next start
     replays."""
@@ -276,6 +292,7 @@ class Settings(Section):
     reencode: Reencode = Reencode()
     canary: Canary = Canary()
     broker: Broker = Broker()
+    gateway: Gateway = Gateway()
     http: Http = Http()
     logging: Logging = Logging()
 
@@ -287,6 +304,24 @@ class Settings(Section):
             raise ValueError("expected local:DIRECTORY or kafka:HOST:PORT[,HOST:PORT...]")
         return value
 
+    @field_validator("partitions", mode="before")
+    @classmethod
+    def _list_of_partitions(cls, value: object) -> object:
+        """From the environment and flags it comes as text, like [0, 2]."""
+        if not isinstance(value, str) or value == "all":
+            return value
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise ValueError('expected "all" or a list of partitions like [0, 2]') from None
+
+    @field_validator("partitions")
+    @classmethod
+    def _each_partition_once(cls, value: tuple[int, ...] | str) -> tuple[int, ...] | str:
+        if isinstance(value, tuple) and len(set(value)) < len(value):
+            raise ValueError("a partition is named twice")
+        return value if isinstance(value, str) else tuple(sorted(value))
+
     @model_validator(mode="after")
     def _distinct_topics(self) -> "Settings":
         names = [
@@ -295,6 +330,8 @@ class Settings(Section):
             self.topics.replies,
             self.topics.dead_letters,
             self.topics.drift,
+            self.topics.shards,
+            self.topics.shard_replies,
         ]
         for name in names:
             if names.count(name) > 1:
@@ -322,6 +359,22 @@ class Settings(Section):
     @property
     def log_url(self) -> str:
         return self.log or f"local:{self.data_dir / 'log'}"
+
+    def holds(self, partition: int) -> bool:
+        """Whether this instance holds a partition of the vectors topic."""
+        return self.partitions == "all" or partition in self.partitions
+
+    @property
+    def is_shard(self) -> bool:
+        """Whether this instance is asked through a gateway, and not by clients."""
+        return self.partitions != "all" or self.gateway.inside
+
+    @property
+    def shard_group(self) -> str:
+        """Consumer group in which a shard reads what gateways ask: one for each set of partitions, so that
+        every shard reads all of it."""
+        held = "all" if self.partitions == "all" else "-".join(map(str, self.partitions))
+        return f"{self.broker.group}.shard.{held}"
 
     @property
     def creates_topics(self) -> bool:
