@@ -1,7 +1,7 @@
 """From a request to the bytes of its reply: what a search thread does."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from ..errors import InvalidInput
@@ -24,29 +24,33 @@ def answer(
     canary: LiveCanary,
     applied: Mapping[str, Mapping[int, int]],
     began: float,
-    of_all: bool = True,
+    behind: Sequence[int] | None = None,
 ) -> bytes:
     """Search and encode. `applied` must have been read before this call; `began` is time.monotonic() at
     arrival.
 
+    `behind` is given where the index is a shard's: its partitions that are not caught up with yet.
+
     Without an index (no vector seen yet) there are no hits. Raises Refused for a key that is not live, and
-    for a filter that names a field which no record has had, unless the index is not `of_all` records of the
-    collection: such fields are named in the reply then.
+    for a filter that names a field which no record has had; a shard names such fields in its reply.
     """
     query = request.vector
     if query is None:
-        query = _vector_of(index, request)
-    unknown: list[str] | None = None if of_all else []
+        query = _vector_of(index, request, behind)
+    unknown: list[str] | None = None if behind is None else []
     hits = () if index is None else _hits(index, query, request, settings, canary, unknown)
     frame = 0 if index is None else index.frame
     took_us = round(1e6 * (time.monotonic() - began))
     asked = query if "query" in request.include else None
-    return encode_reply(Reply(hits, applied, frame, took_us, asked, unknown=unknown or ()), request.form)
+    reply = Reply(hits, applied, frame, took_us, asked, behind or (), unknown or ())
+    return encode_reply(reply, request.form)
 
 
-def _vector_of(index: OnlineIndex | None, request: SearchRequest) -> Vectors:
+def _vector_of(index: OnlineIndex | None, request: SearchRequest, behind: Sequence[int] | None) -> Vectors:
     assert request.key is not None, "a request has a vector or a key"
     row = None if index is None else index.get([request.key])[0]
+    if row is None and behind:
+        raise Refused("unavailable", f"the id {shown(request.key)} may be in records not applied yet")
     if row is None:
         raise Refused("unknown_key", f"no live vector has the id {shown(request.key)}")
     return row.vector

@@ -8,6 +8,7 @@ docs/operations.md.
 
 import sys
 from collections.abc import Callable, Coroutine
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -25,6 +26,7 @@ from .options import (
     LogOption,
     ModelOption,
     SetOption,
+    collections_of,
     finish,
     print_result,
     settings_of,
@@ -95,15 +97,16 @@ def serve(
     """Follow the vectors topic, answer the search topic, until SIGTERM or Ctrl-C.
 
     Starts from the newest snapshot in the data directory and replays what the topic holds since. Logs
-    events to standard output: JSON lines, or colours on a terminal.
+    events to standard output: JSON lines, or colours on a terminal. Every collection that has a table in the
+    configuration is served.
     """
-    settings = settings_of(
+    collections = collections_of(
         config, log, data_dir, sets,
         index__dim=dim, index__metric=metric, index__embedding_model=model, topics__create=create_topics,
     )  # fmt: skip
     from .service import serve as run
 
-    _run(run, settings)
+    _run(partial(run, collections), collections[0])
 
 
 @app.command()
@@ -120,10 +123,11 @@ def gateway(
     """
     from .gateway_service import serve_gateway as run
 
-    _run(run, settings_of(config, log, None, sets, topics__create=create_topics))
+    settings = settings_of(config, log, None, sets, topics__create=create_topics)
+    _run(partial(run, settings), settings)
 
 
-def _run(program: Callable[["Settings", "Logger"], Coroutine[Any, Any, None]], settings: "Settings") -> None:
+def _run(program: Callable[["Logger"], Coroutine[Any, Any, None]], settings: "Settings") -> None:
     """Run a program that logs events until it is stopped."""
     import asyncio
 
@@ -132,7 +136,7 @@ def _run(program: Callable[["Settings", "Logger"], Coroutine[Any, Any, None]], s
     logger = make_logger(settings.logging)
     adopt_library_logs(logger)
     try:
-        asyncio.run(program(settings, logger))
+        asyncio.run(program(logger))
     except DriftlineError as error:
         logger.error("service.failed", reason=str(error), error=type(error).__name__)
         raise

@@ -5,7 +5,8 @@
 | driftline-partitions | text, like "0,2" | partitions that a shard's reply, or error, speaks for    |
 
 A shard answers for the partitions that it holds. An answer is whole when every partition of the topic was
-answered for, and partial otherwise; so nobody has to be told how many shards there are.
+answered for by a shard that has caught up with it, and partial otherwise; so nobody has to be told how many
+shards there are.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +21,7 @@ __all__ = ["Answer", "answered", "merged", "partition_header", "read_answer"]
 
 PARTITIONS_HEADER = "driftline-partitions"
 # Errors that are a shard's own state, and not the request's fault: others may still answer.
-STATES = frozenset({"internal_error", "reply_too_large", "too_busy"})
+STATES = frozenset({"internal_error", "reply_too_large", "too_busy", "unavailable"})
 
 Home = Callable[[bytes], int]  # key -> the partition that producers send it to
 
@@ -82,7 +83,8 @@ def merged(answers: Sequence[Answer], topic: str, partitions: Sequence[int], k: 
             states.append(answer.reply)
         else:
             raise answer.reply
-    partial = sorted(set(partitions) - answered(answer for answer, _ in replies))
+    behind = set[int]().union(*(reply.partial for _, reply in replies))
+    partial = sorted((set(partitions) - answered(answer for answer, _ in replies)) | behind)
     if not replies:
         raise states[0] if states else Refused("unavailable", f"no shard of {topic} answered in time")
     if not partial:

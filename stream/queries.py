@@ -104,8 +104,8 @@ class Queries:
                 request = usable(self._decode(record, self._shard.dim))
             applied = {self._settings.topics.vectors: self._applied.offsets}
             started = time.monotonic()
-            of_all = not self._settings.is_shard
-            arguments = (self._shard.index, request, search, self._canary, applied, began, of_all)
+            behind = self._behind()
+            arguments = (self._shard.index, request, search, self._canary, applied, began, behind)
             value = await self._shard.search(answer, *arguments)
         finally:
             self._threads.release()
@@ -118,6 +118,12 @@ class Queries:
             ef = request.ef or self._canary.ef
             self._logger.warning("search.slow", took_ms=took_ms, k=request.k, ef=ef, offset=record.offset)
         return value
+
+    def _behind(self) -> tuple[int, ...] | None:
+        """Of a shard, the partitions that it is still catching up with after its start."""
+        if not self._settings.is_shard:
+            return None
+        return () if self._shard.caught_up_ms else tuple(sorted(self._applied.offsets))
 
     def _decode(self, record: Record, dim: int) -> SearchRequest | Rejection:
         search = self._settings.search

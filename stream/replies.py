@@ -8,7 +8,7 @@
 | frame   | int                        | encoder frame in which vectors written now are held            |
 | took_us | int                        | microseconds from reading the request to encoding this        |
 | query   | list, bytes in msgpack     | the vector asked with, if the request included it              |
-| partial | list of int                | partitions that nobody answered for in time; a gateway's       |
+| partial | list of int                | partitions that nobody answered for in time, or not in full    |
 | unknown | list of text               | fields of the filter that no vector here has had; a shard's    |
 | error   | {code, message}            | instead of all the above                                       |
 """
@@ -49,7 +49,7 @@ class Reply:
     frame: int
     took_us: int
     query: Vectors | None = None  # [dim]; None: not asked for
-    partial: Sequence[int] = ()  # partitions whose vectors are not among the hits, since nobody answered
+    partial: Sequence[int] = ()  # partitions of which nobody answered, or only with a part of the vectors
     unknown: Sequence[str] = ()  # fields of the filter that no vector of a shard has had
 
 

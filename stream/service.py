@@ -7,7 +7,7 @@ applied, and what follows is read again. A stop in order only saves that work, b
 import asyncio
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 
@@ -47,24 +47,38 @@ FLUSH_S = 10.0  # for dead letters and drift events still on their way at a stop
 FRESH_S = 1.0  # how old the log's end may be that a probe or a scrape sees
 
 
-async def serve(settings: Settings, logger: Logger) -> None:
-    """Serve until SIGTERM or SIGINT. Raises DriftlineError where it cannot start or go on."""
-    logger.info(
-        "service.started",
-        version=version("driftline"),
-        pid=os.getpid(),
-        log=settings.log_url,
-        data_dir=str(settings.data_dir),
-        topic=settings.topics.vectors,
-    )
-    await until_stopped(_start(settings, logger))
+Acts = dict[int, Callable[[], object]]  # place of a collection -> what a signal does to it
+
+
+async def serve(collections: Sequence[Settings], logger: Logger) -> None:
+    """Serve until SIGTERM or SIGINT, all collections in one process. Raises DriftlineError where one of them
+    cannot start or go on."""
+    acts: Acts = {}
+    stop_s = max(settings.stop_s for settings in collections)
+    on_signals(lambda: [act() for act in list(acts.values())], stop_s, logger)
+    await until_stopped(_serve_all(collections, acts, logger))
     logger.info("service.stopped")
 
 
-async def _start(settings: Settings, logger: Logger) -> None:
+async def _serve_all(collections: Sequence[Settings], acts: Acts, logger: Logger) -> None:
+    async with asyncio.TaskGroup() as group:
+        for place, settings in enumerate(collections):
+            own = logger if settings.collection is None else logger.bind(collection=settings.collection)
+            own.info(
+                "service.started",
+                version=version("driftline"),
+                pid=os.getpid(),
+                log=settings.log_url,
+                data_dir=str(settings.data_dir),
+                topic=settings.topics.vectors,
+            )
+            group.create_task(_start(settings, acts, place, own))
+
+
+async def _start(settings: Settings, acts: Acts, place: int, logger: Logger) -> None:
     task = asyncio.current_task()
     assert task is not None
-    on_signals(task.cancel, settings.stop_s, logger)
+    acts[place] = task.cancel
     shard = await asyncio.to_thread(Shard.open, settings, logger)
     try:
         async with open_configured(settings) as log:
@@ -81,6 +95,7 @@ async def _start(settings: Settings, logger: Logger) -> None:
             await check_anchors(log, names.vectors, shard.anchors)
             letters = await log.describe(names.dead_letters)
             service = Service(settings, log, shard, Applied(offsets), vectors, letters, logger)
+            acts[place] = service.stop.set
             await service.run()
     finally:
         await asyncio.to_thread(shard.close)
@@ -99,6 +114,7 @@ class Service:
         letters: Topic,
         logger: Logger,
     ) -> None:
+        self.stop = asyncio.Event()
         self._settings = settings
         self._log = log
         self._shard = shard
@@ -128,9 +144,7 @@ class Service:
         self._gateway = Gateway(settings, log, outbox, letters, logger) if settings.gateway.inside else None
 
     async def run(self) -> None:
-        """Run until a signal, then take a last snapshot. Raises DriftlineError, or a group of them."""
-        stop = asyncio.Event()
-        on_signals(stop.set, self._settings.stop_s, self._logger)
+        """Run until told to `stop`, then take a last snapshot. Raises DriftlineError, or a group of them."""
         async with asyncio.TaskGroup() as group:
             sending = group.create_task(self._outbox.run())
             settings, logger = self._settings, self._logger
@@ -155,7 +169,7 @@ class Service:
                     ]
                     if self._gateway is not None:
                         tasks.append(work.create_task(self._gateway.run()))
-                    await stop.wait()
+                    await self.stop.wait()
                     self._logger.info("service.stopping", waiting_requests=self._queries.waiting)
                     for task in tasks:
                         task.cancel()

@@ -76,6 +76,8 @@ def test_partial() -> None:
     """Without some partitions: hits of the others, and which are missing; a shard that cannot answer now is
     missing too."""
     assert together(said({1}, {b"a": 1.0})).partial == [0, 2]
+    late = said({2}, {b"b": 2.0}, partial=(2,))
+    assert together(said({0, 1}, {b"a": 1.0}), late).partial == [2]
     reply = together(said({0, 1}, {b"a": 1.0}), refused({2}, "too_busy"))
     assert (reply.partial, len(reply.hits)) == ([2], 1)
 

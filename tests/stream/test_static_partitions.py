@@ -3,17 +3,22 @@ others."""
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import structlog
 from driftline.errors import ConfigError, LogError, SnapshotError
+from driftline.stream.answers import answer
 from driftline.stream.applied import Applied
 from driftline.stream.config import Settings, Sourced, load
+from driftline.stream.documents import Form, Refused
 from driftline.stream.ingest import starting_offsets
 from driftline.stream.local_log import LocalLog
-from driftline.stream.log import Topic
+from driftline.stream.log import Record, Topic
 from driftline.stream.log_end import LogEnd
-from driftline.stream.messages import decode_vectors
+from driftline.stream.messages import SearchRequest, decode_reply, decode_vectors
 from driftline.stream.reconcile import reconcile
 from driftline.stream.shard import Shard
 
@@ -150,3 +155,20 @@ async def test_new_partitions(tmp_path: Path, held: object, added: dict[int, int
         assert scene.names == ["topic.partitions_changed"]
         assert scene.added == added
         shard.close()
+
+
+def test_a_shard_that_catches_up(tmp_path: Path) -> None:
+    """Its answer says that it is not whole; a key that it does not have may be in what it has not applied."""
+    settings = configured(tmp_path, [0, 2])
+    shard = Shard.open(settings, structlog.get_logger())
+    canary: Any = SimpleNamespace(ef=64, offer=lambda query: None)
+    asked = SearchRequest(Form.MSGPACK, np.zeros(DIM, np.float32), None)
+    for behind in ((0, 2), ()):
+        value = answer(shard.index, asked, settings.search, canary, {}, 0.0, behind)
+        assert decode_reply(Record("r", 0, 0, 0, None, value, ())).partial == behind
+    lookup = replace(asked, vector=None, key=b"k0")
+    for behind, code in (((0, 2), "unavailable"), ((), "unknown_key"), (None, "unknown_key")):
+        with pytest.raises(Refused) as refused:
+            answer(shard.index, lookup, settings.search, canary, {}, 0.0, behind)
+        assert refused.value.code == code
+    shard.close()
