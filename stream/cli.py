@@ -143,6 +143,35 @@ def _run(program: Callable[["Logger"], Coroutine[Any, Any, None]], settings: "Se
 
 
 @app.command()
+def alias(
+    name: Annotated[str | None, typer.Argument(metavar="ALIAS", show_default=False)] = None,
+    collection: Annotated[str | None, typer.Argument(metavar="COLLECTION", show_default=False)] = None,
+    drop: Annotated[bool, typer.Option("--drop", help="Take the alias away.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also to one that is not ready.")] = False,
+    create_topics: CreateOption = None,
+    config: ConfigOption = None,
+    log: LogOption = None,
+    sets: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show which collection each alias means, or let one mean another collection from now on.
+
+    Gateways with `gateway.alias` ask the collection that it means. COLLECTION has a table in the
+    configuration.
+    """
+    from .aliases import aliases, switch
+
+    settings = settings_of(config, log, None, sets, topics__create=create_topics)
+    if name is None:
+        print_result(finish(aliases(settings)), as_json, "aliases")
+        return
+    if (collection is None) != drop:
+        raise typer.BadParameter("an alias needs a COLLECTION that it shall mean, or --drop")
+    to = None if collection is None else settings_of(config, log, None, sets, collection=collection)
+    print_result(finish(switch(settings, name, to, force=force)), as_json, "alias")
+
+
+@app.command()
 def feed(
     file: Annotated[
         Path, typer.Argument(help=".npy .npz .fvecs .bvecs .hdf5 .parquet or .jsonl", show_default=False)

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from ..errors import InvalidInput
+from .aliases import Alias, Target, target_of
 from .config import Settings
 from .dimension import claimed_dimension
 from .documents import Refused, load_document, read_envelope
@@ -60,6 +61,7 @@ Answers = asyncio.Queue[Answer]
 class Question:
     """What all shards are asked."""
 
+    target: Target
     request: SearchRequest
     filter: Mapping[str, Any] | None  # as the client wrote it
     model: str | None
@@ -84,13 +86,16 @@ class Gateway:
         sender = ReplySender(log, outbox, letters, group, counters, logger)
         self._requests = Requests(settings, log, topic, group, self._value, sender, counters, logger)
         self._inbox = Inbox(log, settings.topics.shard_replies, self._heard, logger)
-        self._absent: set[int] = set()
+        # Topic of vectors -> partitions that let the last request pass.
+        self._absent: dict[str, set[int]] = {}
+        alias = settings.gateway.alias
+        self._alias = None if alias is None else Alias(log, settings.topics.aliases, alias, logger)
         self._told = float("-inf")
         self._untold = 0  # partial answers since
 
     @property
     def status(self) -> GatewayStatus:
-        counters = self._counters
+        counters, target = self._counters, self._target
         return GatewayStatus(
             searches=counters.searches,
             partial=counters.partial,
@@ -98,12 +103,18 @@ class Gateway:
             expired=counters.expired,
             unroutable=counters.unroutable,
             waiting_requests=self._requests.waiting,
-            absent=tuple(sorted(self._absent)),
+            absent=tuple(sorted(self._absent.get(target.vectors, ()) if target is not None else ())),
         )
+
+    @property
+    def _target(self) -> Target | None:
+        return target_of(self._settings) if self._alias is None else self._alias.target
 
     async def run(self) -> None:
         """Answer until cancelled. Raises LogError when a topic cannot be read."""
         async with asyncio.TaskGroup() as group:
+            if self._alias is not None:
+                group.create_task(self._alias.run(await self._alias.open()))
             reader = await self._inbox.open()
             self._logger.info("gateway.serving", topic=self._settings.topics.search)
             group.create_task(self._inbox.run(reader))
@@ -112,12 +123,14 @@ class Gateway:
     async def _value(self, record: Record) -> bytes | None:
         """The encoded reply; None when the deadline passed before it was read. Raises Refused."""
         began = time.monotonic()
-        search = self._settings.search
+        search, index = self._settings.search, self._settings.index
+        # Of the collection behind an alias nothing is known here: its shards check.
+        metric, model = (index.metric, index.embedding_model) if self._alias is None else ("l2", None)
         decoded = decode_request(
             record,
             dim=claimed_dimension(record),
-            metric=self._settings.index.metric,
-            model=self._settings.index.embedding_model,
+            metric=metric,
+            model=model,
             max_k=search.k_max,
             max_ef=search.ef_max,
         )
@@ -131,7 +144,10 @@ class Gateway:
         if request.filter is not None:
             document = load_document(record.value or b"", request.form)
             chosen = cast("Mapping[str, Any]", document["filter"])
-        question = Question(request, chosen, read_envelope(record.headers).model)
+        target = self._target  # once: a request is of one collection, whenever the alias is switched
+        if target is None:
+            raise Refused("unavailable", f"alias {self._settings.gateway.alias} means no collection")
+        question = Question(target, request, chosen, read_envelope(record.headers).model)
         reply = await self._answer(question, deadline)
         self._counters.searches += 1
         if reply.partial:
@@ -145,7 +161,7 @@ class Gateway:
         if vector is None:
             vector = await self._vector_of(question, deadline)
         asked = replace(request, vector=vector, key=None, include=request.include - {"query"})
-        topic = self._settings.topics.vectors
+        topic = question.target.vectors
         partitions = await self._log.partitions(topic)
         answers = await self._ask(replace(question, request=asked), partitions, deadline)
         reply = merged(answers, topic, partitions, request.k, lambda key: partition_of(key, len(partitions)))
@@ -154,8 +170,8 @@ class Gateway:
     async def _vector_of(self, question: Question, deadline: float) -> Vectors:
         """The vector of the key that is asked with. Raises Refused where no shard has it."""
         lookup = replace(question.request, k=1, ef=1, include=frozenset({"query"}))
-        partitions = await self._log.partitions(self._settings.topics.vectors)
-        answers = await self._ask(Question(lookup, None, question.model), partitions, deadline)
+        partitions = await self._log.partitions(question.target.vectors)
+        answers = await self._ask(replace(question, request=lookup, filter=None), partitions, deadline)
         refusals: dict[str, Refused] = {}
         for answer in answers:
             if isinstance(answer.reply, Refused):
@@ -180,8 +196,9 @@ class Gateway:
         """
         loop = asyncio.get_running_loop()
         wanted = frozenset(partitions)
-        after = question.request.after.get(self._settings.topics.vectors, {})
-        patient = not self._absent.isdisjoint(after)
+        topic = question.target.vectors
+        absent = self._absent.setdefault(topic, set())
+        patient = not absent.isdisjoint(question.request.after.get(topic, {}))
         answers: list[Answer] = []
         until = deadline
         with self._inbox.listening() as (headers, inbox):
@@ -192,23 +209,23 @@ class Gateway:
                 raise Refused("unavailable", "the log did not take the question in time") from None
             try:
                 while missing := wanted - answered(answers):
-                    if not patient and until == deadline and missing <= self._absent:
+                    if not patient and until == deadline and missing <= absent:
                         until = min(deadline, loop.time() + self._settings.gateway.absent_ms / 1000)
                     async with asyncio.timeout_at(until):
                         answer = await inbox.get()
-                    if answer.partitions <= answered(answers):
-                        continue  # a replica was faster
+                    if answer.topic != topic or answer.partitions <= answered(answers):
+                        continue  # another collection's, or a replica was faster
                     answers.append(answer)
                     if answer.ends:
                         break
             except TimeoutError:
-                self._absent |= wanted - answered(answers)
+                absent |= wanted - answered(answers)
         return answers
 
     def _draft(self, question: Question, headers: Headers, left: float) -> Draft:
         request = question.request
         return encode_request(
-            self._settings.topics.shards,
+            question.target.shards,
             vector=request.vector,
             key=request.key,
             k=request.k,
@@ -222,7 +239,7 @@ class Gateway:
         )
 
     def _heard(self, answer: Answer) -> None:
-        self._absent -= answer.partitions
+        self._absent.get(answer.topic, set[int]()).difference_update(answer.partitions)
 
     def _tell_partial(self, reply: Reply) -> None:
         self._counters.partial += 1

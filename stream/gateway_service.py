@@ -18,8 +18,13 @@ __all__ = ["serve_gateway"]
 
 async def serve_gateway(settings: Settings, logger: Logger) -> None:
     """Answer until SIGTERM or SIGINT. Raises DriftlineError where it cannot start or go on."""
-    topic = settings.topics.vectors
-    logger.info("gateway.started", version=version("driftline"), log=settings.log_url, topic=topic)
+    logger.info(
+        "gateway.started",
+        version=version("driftline"),
+        log=settings.log_url,
+        topic=settings.topics.search,
+        alias=settings.gateway.alias,
+    )
     await until_stopped(_start(settings, logger))
     logger.info("gateway.stopped")
 
@@ -30,8 +35,9 @@ async def _start(settings: Settings, logger: Logger) -> None:
     on_signals(task.cancel, settings.stop_s, logger)
     names = settings.topics
     async with open_configured(settings) as log:
-        needed = [names.vectors, names.search, names.replies, names.dead_letters]
-        for topic in await prepare_topics(log, settings, [*needed, names.shards, names.shard_replies]):
+        needed = [names.search, names.replies, names.dead_letters, names.shard_replies]
+        needed += [names.vectors, names.shards] if settings.gateway.alias is None else [names.aliases]
+        for topic in await prepare_topics(log, settings, needed):
             logger.info("topic.created", topic=topic, partitions=names.partitions)
         await _run(settings, log, logger)
 

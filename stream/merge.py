@@ -1,8 +1,9 @@
 """One answer from those of several shards.
 
-| header               | value            | meaning                                                  |
-|----------------------|------------------|----------------------------------------------------------|
-| driftline-partitions | text, like "0,2" | partitions that a shard's reply, or error, speaks for    |
+| header          | value                              | meaning                                           |
+|-----------------|------------------------------------|---------------------------------------------------|
+| driftline-shard | text, like "driftline.vectors:0,2" | the topic of vectors, and the partitions of it,   |
+|                 |                                    | that a shard's reply, or error, speaks for        |
 
 A shard answers for the partitions that it holds. An answer is whole when every partition of the topic was
 answered for by a shard that has caught up with it, and partial otherwise; so nobody has to be told how many
@@ -17,9 +18,9 @@ from .documents import Refused, find_header
 from .log import Headers, Record
 from .messages import Hit, Reply, decode_reply
 
-__all__ = ["Answer", "answered", "merged", "partition_header", "read_answer"]
+__all__ = ["Answer", "answered", "merged", "read_answer", "shard_header"]
 
-PARTITIONS_HEADER = "driftline-partitions"
+SHARD_HEADER = "driftline-shard"
 # Errors that are a shard's own state, and not the request's fault: others may still answer.
 STATES = frozenset({"internal_error", "reply_too_large", "too_busy", "unavailable"})
 
@@ -30,6 +31,7 @@ Home = Callable[[bytes], int]  # key -> the partition that producers send it to
 class Answer:
     """What one shard said."""
 
+    topic: str
     partitions: frozenset[int]
     reply: Reply | Refused
 
@@ -46,22 +48,23 @@ class Answer:
         return self.reply.query is not None
 
 
-def partition_header(partitions: Iterable[int]) -> Headers:
-    """The header by which a reply says for which partitions it speaks."""
-    return ((PARTITIONS_HEADER, ",".join(map(str, sorted(partitions))).encode()),)
+def shard_header(topic: str, partitions: Iterable[int]) -> Headers:
+    """The header by which a reply says for which vectors it speaks."""
+    return ((SHARD_HEADER, f"{topic}:{','.join(map(str, sorted(partitions)))}".encode()),)
 
 
 def read_answer(record: Record) -> Answer:
     """The answer in a record that a shard sent. Raises InvalidInput for anything else."""
-    header = find_header(record.headers, PARTITIONS_HEADER) or b""
+    header = find_header(record.headers, SHARD_HEADER) or b""
     try:
-        partitions = frozenset(int(number) for number in header.decode().split(",") if number)
+        topic, _, listed = header.decode().partition(":")
+        partitions = frozenset(int(number) for number in listed.split(",") if number)
     except ValueError:
-        raise InvalidInput(f"header {PARTITIONS_HEADER} is {header!r:.80}: no list of partitions") from None
+        raise InvalidInput(f"header {SHARD_HEADER} is {header!r:.80}: no list of partitions") from None
     try:
-        return Answer(partitions, decode_reply(record))
+        return Answer(topic, partitions, decode_reply(record))
     except SearchFailed as failed:
-        return Answer(partitions, Refused(failed.code, failed.reason))
+        return Answer(topic, partitions, Refused(failed.code, failed.reason))
 
 
 def answered(answers: Iterable[Answer]) -> frozenset[int]:

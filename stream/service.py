@@ -27,7 +27,7 @@ from .log import Headers, Log, Topic
 from .log_end import LogEnd
 from .measures import Measures
 from .memory_limit import MemoryLimit
-from .merge import partition_header
+from .merge import shard_header
 from .metrics import CONTENT_TYPE, exposition
 from .opening import open_configured
 from .outbox import Outbox
@@ -86,6 +86,8 @@ async def _start(settings: Settings, acts: Acts, place: int, logger: Logger) -> 
             needed = [names.vectors, names.search, names.replies, names.dead_letters, names.drift]
             if settings.is_shard:
                 needed += [names.shards, names.shard_replies]
+            if settings.gateway.inside and settings.gateway.alias is not None:
+                needed.append(names.aliases)
             for topic in await prepare_topics(log, settings, needed):
                 logger.info("topic.created", topic=topic, partitions=names.partitions)
             vectors = await log.describe(names.vectors)
@@ -177,8 +179,10 @@ class Service:
             sending.cancel()
 
     def _reply_headers(self) -> Headers:
-        """Beside those that a request asks for: a gateway must know for which partitions an answer speaks."""
-        return partition_header(self._applied.offsets) if self._settings.is_shard else ()
+        """Beside those that a request asks for: a gateway must know for which vectors an answer speaks."""
+        if not self._settings.is_shard:
+            return ()
+        return shard_header(self._settings.topics.vectors, self._applied.offsets)
 
     async def _save(self) -> None:
         if not self._shard.unsaved:

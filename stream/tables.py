@@ -210,7 +210,17 @@ def _report(console: Console, result: Result) -> None:
     )
 
 
+def _aliases(console: Console, result: Result) -> None:
+    named: Mapping[str, Mapping[str, str]] = result["aliases"]
+    if not named:
+        console.print("no aliases")
+        return
+    pairs(console, {alias: f"{of['collection']}, topic {of['vectors']}" for alias, of in named.items()})
+
+
 SHOWN: dict[str, Callable[[Console, Result], None]] = {
+    "alias": pairs,
+    "aliases": _aliases,
     "check": _check,
     "config": pairs,
     "drift": _drift,

@@ -9,7 +9,7 @@ import pytest
 from driftline.errors import InvalidInput
 from driftline.stream.documents import Form, Refused
 from driftline.stream.log import Headers, Record
-from driftline.stream.merge import Answer, merged, partition_header, read_answer
+from driftline.stream.merge import Answer, merged, read_answer, shard_header
 from driftline.stream.messages import Hit, Reply, encode_error, encode_reply
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,11 +20,11 @@ ALL = (0, 1, 2)
 def said(partitions: set[int], hits: Mapping[bytes, float], offset: int = 5, **more: Any) -> Answer:
     listed = [Hit(key, distance) for key, distance in sorted(hits.items(), key=lambda pair: pair[1])]
     reply = Reply(listed, {"t": dict.fromkeys(partitions, offset)}, **{"frame": 1, "took_us": 9, **more})
-    return Answer(frozenset(partitions), reply)
+    return Answer("t", frozenset(partitions), reply)
 
 
 def refused(partitions: set[int], code: str) -> Answer:
-    return Answer(frozenset(partitions), Refused(code, "why"))
+    return Answer("t", frozenset(partitions), Refused(code, "why"))
 
 
 def together(*answers: Answer, k: int = 3) -> Reply:
@@ -117,14 +117,14 @@ def test_answers_are_read_as_shards_write_them() -> None:
     """Partitions from the header, also of an error; what the vector was."""
     vector = np.array([1, 2], np.float32)
     reply = Reply([Hit(b"a", 1.0)], {"t": {2: 5}}, 0, 1, vector, unknown=["x"])
-    answer = read_answer(record(encode_reply(reply, Form.MSGPACK), partition_header({2, 0})))
-    assert answer.partitions == {0, 2}
+    answer = read_answer(record(encode_reply(reply, Form.MSGPACK), shard_header("t", {2, 0})))
+    assert (answer.topic, answer.partitions) == ("t", {0, 2})
     assert isinstance(answer.reply, Reply)
     assert answer.reply.query is not None
     assert answer.reply.query.tolist() == [1, 2]
     assert answer.reply.unknown == ("x",)
     assert answer.ends
-    answer = read_answer(record(encode_error("too_busy", "why", Form.MSGPACK), partition_header([1])))
+    answer = read_answer(record(encode_error("too_busy", "why", Form.MSGPACK), shard_header("t", [1])))
     assert (answer.partitions, answer.about_itself, answer.ends) == ({1}, True, False)
     assert read_answer(record(encode_error("unknown_key", "why", Form.MSGPACK), ())).partitions == frozenset()
 
@@ -133,4 +133,4 @@ def test_answers_are_read_as_shards_write_them() -> None:
 def test_no_bytes_are_taken_for_an_answer(value: bytes, header: bytes) -> None:
     """What is no answer is refused in one way."""
     with contextlib.suppress(InvalidInput):
-        read_answer(record(value, (("driftline-partitions", header),)))
+        read_answer(record(value, (("driftline-shard", header),)))
