@@ -22,12 +22,20 @@ from pyroaring import BitMap
 from ..errors import InvalidInput
 from .payloads import Bound, Item, Items, items_of
 
-__all__ = ["MAX_FIELDS", "Attributes", "Field"]
+__all__ = ["MAX_FIELDS", "Attributes", "Field", "UnknownField"]
 
 MAX_FIELDS = 1024  # names that can be filtered by: a record can bring 4096 new ones, and each is for ever
 NAMED = 20  # fields that a reason lists
 BLOCK = 512  # items; a block of twice as many is split
 SHARED = 1 << 16  # different sets of items that are looked up to be shared; then the table starts anew
+
+
+class UnknownField(InvalidInput):
+    """A filter names a field that no row has had."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(reason)
+        self.name = name
 
 
 class Block:
@@ -185,17 +193,18 @@ class Attributes:
         self.version += self._set(given) or cleared
 
     def field(self, name: str) -> Field:
-        """InvalidInput for a name that no row has had."""
+        """UnknownField for a name that no row has had."""
         field = self._fields.get(name)
         if field is None:
             names = sorted(self._fields)
             known = ", ".join(map(repr, names[:NAMED])) + (
                 f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
             )
-            raise InvalidInput(
+            raise UnknownField(
+                name,
                 f"filter: unknown field {name[:64]!r}; known are {known}"
                 if names
-                else f"filter: unknown field {name[:64]!r}; no row has an attribute that can be filtered by"
+                else f"filter: unknown field {name[:64]!r}; no row has an attribute that can be filtered by",
             )
         return field
 

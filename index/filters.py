@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .attributes import Attributes
 
 __all__ = ["MAX_CONDITIONS", "MAX_DEPTH", "MAX_VALUES", "Among", "And", "Exists", "Filter", "Not", "Or",
-           "Range", "parse_filter"]  # fmt: skip
+           "Range", "parse_filter", "without_field"]  # fmt: skip
 
 MAX_CONDITIONS = 64  # of one filter: each may cost milliseconds while it is compiled
 MAX_VALUES = 4096  # after `in`, of one filter: as many as a message may list
@@ -148,6 +148,19 @@ def parse_filter(document: object) -> Filter:
     if isinstance(document, Among | Range | Exists | And | Or | Not):
         return document
     return Parser().filter(document, "filter", MAX_DEPTH)
+
+
+def without_field(chosen: Filter, name: str) -> Filter:
+    """What a filter comes to where no row has the field: each condition on it holds for none."""
+    match chosen:
+        case And(parts):
+            return And(tuple(without_field(part, name) for part in parts))
+        case Or(parts):
+            return Or(tuple(without_field(part, name) for part in parts))
+        case Not(part):
+            return Not(without_field(part, name))
+        case _:
+            return Or(()) if chosen.name == name else chosen
 
 
 class Parser:

@@ -1,10 +1,12 @@
 """From a request to the bytes of its reply: what a search thread does."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
 from ..errors import InvalidInput
+from ..index.attributes import UnknownField
+from ..index.filters import without_field
 from ..index.hits import Hits
 from ..index.online import OnlineIndex
 from .config import Search
@@ -30,30 +32,53 @@ def answer(
     canary: Watcher,
     applied: Mapping[str, Mapping[int, int]],
     began: float,
+    behind: Sequence[int] | None = None,
 ) -> bytes:
     """Search and encode. `applied` must have been read before this call; `began` is time.monotonic() at
     arrival.
 
+    `behind` is given where the index is a shard's: its partitions that are not caught up with yet.
+
     Without an index (no vector seen yet) there are no hits. Raises Refused for a key that is not live, and
-    for a filter that names a field which no record has had.
+    for a filter that names a field which no record has had; a shard names such fields in its reply.
     """
-    hits = () if index is None else find(index, request, settings, canary)
+    query = _query(index, request, behind)
+    unknown: list[str] | None = None if behind is None else []
+    hits = () if index is None else _hits(index, query, request, settings, canary, unknown)
     frame = 0 if index is None else index.frame
     took_us = round(1e6 * (time.monotonic() - began))
-    return encode_reply(Reply(hits, applied, frame, took_us), request.form)
+    asked = query if "query" in request.include else None
+    reply = Reply(hits, applied, frame, took_us, asked, behind or (), unknown or ())
+    return encode_reply(reply, request.form)
 
 
 def find(index: OnlineIndex, request: SearchRequest, settings: Search, canary: Watcher) -> list[Hit]:
     """Search. Raises Refused as `answer` does."""
-    query = request.vector
-    if query is None:
-        assert request.key is not None, "a request has a vector or a key"
-        row = index.get([request.key])[0]
-        if row is None:
-            raise Refused("unknown_key", f"no live vector has the id {shown(request.key)}")
-        query = row.vector
+    return _hits(index, _query(index, request, None), request, settings, canary, None)
+
+
+def _query(index: OnlineIndex | None, request: SearchRequest, behind: Sequence[int] | None) -> Vectors:
+    if request.vector is not None:
+        return request.vector
+    assert request.key is not None, "a request has a vector or a key"
+    row = None if index is None else index.get([request.key])[0]
+    if row is None and behind:
+        raise Refused("unavailable", f"the id {shown(request.key)} may be in records not applied yet")
+    if row is None:
+        raise Refused("unknown_key", f"no live vector has the id {shown(request.key)}")
+    return row.vector
+
+
+def _hits(
+    index: OnlineIndex,
+    query: Vectors,
+    request: SearchRequest,
+    settings: Search,
+    canary: Watcher,
+    unknown: list[str] | None,
+) -> list[Hit]:
     ef = max(request.ef or canary.ef, request.k)
-    found = _search(index, query, ef, request, settings)
+    found = _search(index, query, ef, request, settings, unknown)
     if request.filter is None:
         canary.offer(query)
     keys = cast("list[bytes]", found.keys[0])  # the kind that ingestion upserts
@@ -68,10 +93,25 @@ def find(index: OnlineIndex, request: SearchRequest, settings: Search, canary: W
     return [Hit(*fields) for fields in zip(keys, distances, attributes, vectors, strict=True)]
 
 
-def _search(index: OnlineIndex, query: Vectors, ef: int, request: SearchRequest, settings: Search) -> Hits:
-    if request.filter is None:
+def _search(
+    index: OnlineIndex,
+    query: Vectors,
+    ef: int,
+    request: SearchRequest,
+    settings: Search,
+    unknown: list[str] | None,
+) -> Hits:
+    """Fields of the filter that no vector has had are added to `unknown`; without it they are refused."""
+    chosen = request.filter
+    if chosen is None:
         return index.search(query[None], request.k, ef, rescore=settings.rescore)
-    try:
-        return index.search(query[None], request.k, ef, rescore=settings.rescore, filter=request.filter)
-    except InvalidInput as wrong:  # all else was checked when the request was decoded
-        raise Refused("bad_filter", str(wrong)) from None
+    while True:
+        try:
+            return index.search(query[None], request.k, ef, rescore=settings.rescore, filter=chosen)
+        except UnknownField as wrong:
+            if unknown is None:
+                raise Refused("bad_filter", str(wrong)) from None
+            unknown.append(wrong.name)
+            chosen = without_field(chosen, wrong.name)
+        except InvalidInput as wrong:  # all else was checked when the request was decoded
+            raise Refused("bad_filter", str(wrong)) from None

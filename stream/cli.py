@@ -7,9 +7,11 @@ docs/operations.md.
 """
 
 import sys
+from collections.abc import Callable, Coroutine
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -24,11 +26,16 @@ from .options import (
     LogOption,
     ModelOption,
     SetOption,
+    collections_of,
     finish,
     print_result,
     settings_of,
 )
 from .snapshot_commands import snapshots_app
+
+if TYPE_CHECKING:
+    from .config import Settings
+    from .events import Logger
 
 __all__ = ["main"]
 
@@ -90,24 +97,78 @@ def serve(
     """Follow the vectors topic, answer the search topic, until SIGTERM or Ctrl-C.
 
     Starts from the newest snapshot in the data directory and replays what the topic holds since. Logs
-    events to standard output: JSON lines, or colours on a terminal.
+    events to standard output: JSON lines, or colours on a terminal. Every collection that has a table in the
+    configuration is served.
     """
-    settings = settings_of(
+    collections = collections_of(
         config, log, data_dir, sets,
         index__dim=dim, index__metric=metric, index__embedding_model=model, topics__create=create_topics,
     )  # fmt: skip
+    from .service import serve as run
+
+    _run(partial(run, collections), collections[0])
+
+
+@app.command()
+def gateway(
+    config: ConfigOption = None,
+    log: LogOption = None,
+    create_topics: CreateOption = None,
+    sets: SetOption = None,
+) -> None:
+    """Answer the search topic by asking all shards of a collection, until SIGTERM or Ctrl-C.
+
+    Each request gets one reply, by its deadline; one that lacks partitions says which. Logs events to
+    standard output.
+    """
+    from .gateway_service import serve_gateway as run
+
+    settings = settings_of(config, log, None, sets, topics__create=create_topics)
+    _run(partial(run, settings), settings)
+
+
+def _run(program: Callable[["Logger"], Coroutine[Any, Any, None]], settings: "Settings") -> None:
+    """Run a program that logs events until it is stopped."""
     import asyncio
 
     from .events import adopt_library_logs, make_logger
-    from .service import serve as run
 
     logger = make_logger(settings.logging)
     adopt_library_logs(logger)
     try:
-        asyncio.run(run(settings, logger))
+        asyncio.run(program(logger))
     except DriftlineError as error:
         logger.error("service.failed", reason=str(error), error=type(error).__name__)
         raise
+
+
+@app.command()
+def alias(
+    name: Annotated[str | None, typer.Argument(metavar="ALIAS", show_default=False)] = None,
+    collection: Annotated[str | None, typer.Argument(metavar="COLLECTION", show_default=False)] = None,
+    drop: Annotated[bool, typer.Option("--drop", help="Take the alias away.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also to one that is not ready.")] = False,
+    create_topics: CreateOption = None,
+    config: ConfigOption = None,
+    log: LogOption = None,
+    sets: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show which collection each alias means, or let one mean another collection from now on.
+
+    Gateways with `gateway.alias` ask the collection that it means. COLLECTION has a table in the
+    configuration.
+    """
+    from .aliases import aliases, switch
+
+    settings = settings_of(config, log, None, sets, topics__create=create_topics)
+    if name is None:
+        print_result(finish(aliases(settings)), as_json, "aliases")
+        return
+    if (collection is None) != drop:
+        raise typer.BadParameter("an alias needs a COLLECTION that it shall mean, or --drop")
+    to = None if collection is None else settings_of(config, log, None, sets, collection=collection)
+    print_result(finish(switch(settings, name, to, force=force)), as_json, "alias")
 
 
 @app.command()

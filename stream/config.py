@@ -29,15 +29,29 @@ from pydantic import (
 
 from ..errors import ConfigError
 
-__all__ = ["Settings", "Sourced", "describe", "effective", "load", "secrets"]
+__all__ = ["Settings", "Sourced", "describe", "effective", "load", "load_collections", "secrets"]
 
 PREFIX = "DRIFTLINE_"
 NOT_SETTINGS = frozenset({"DRIFTLINE_CONFIG"})  # variables with the prefix that are no setting
 DEFAULT_FILE = Path("driftline.toml")
 
+# The topics of a collection that has a table, behind its name and a dot.
+ROLES = {
+    "vectors": "vectors",
+    "search": "search",
+    "replies": "replies",
+    "dead_letters": "dead-letters",
+    "drift": "drift",
+    "shards": "shards",
+    "shard_replies": "shard-replies",
+}
+
+SHARED = frozenset({"broker", "collection", "log", "logging", "stop_s"})  # what no table may say
+
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 TopicName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
+Partitions = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 
 
 class Section(BaseModel):
@@ -58,6 +72,12 @@ class Topics(Section):
     """Records that could not be used, each with its reason."""
     drift: TopicName = "driftline.drift"
     """Drift windows, detections and re-encodes, as JSON."""
+    shards: TopicName = "driftline.shards"
+    """Where a gateway asks the shards of a collection; each of them reads all of it."""
+    shard_replies: TopicName = "driftline.shard-replies"
+    """Where shards answer gateways."""
+    aliases: TopicName = "driftline.aliases"
+    """Which collection each alias means, for gateways that answer for one. Compacted."""
     create: bool | None = None
     """Create missing topics. Unset: yes on the local log, no on Kafka."""
     partitions: Positive = 1
@@ -247,6 +267,19 @@ class Broker(Section):
         return self
 
 
+class Gateway(Section):
+    inside: bool = False
+    """serve runs a gateway too: it answers topics.search by asking all shards. One instance of a collection
+    does this, or `driftline gateway` beside them."""
+    behind: bool = False
+    """This instance is asked through a gateway elsewhere, also if it holds all partitions."""
+    alias: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")] | None = None
+    """The gateway asks the collection that `driftline alias` has given this name. Unset: that of its own
+    settings."""
+    absent_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 250.0
+    """How much longer than for the others a shard is waited for that let the last request pass."""
+
+
 class Http(Section):
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     """Address on which /metrics, /healthz and /readyz are served. They know no passwords."""
@@ -265,8 +298,13 @@ class Settings(Section):
     log: str | None = None
     """Where the topics are: local:DIRECTORY or kafka:HOST:PORT[,HOST:PORT...]. Unset:
     local:<data_dir>/log."""
+    collection: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")] | None = None
+    """The table [collections.NAME] that a command is about. Unset: serve serves all there are."""
     data_dir: Path = Path("driftline-data")
     """Snapshots, raw vectors and the control socket."""
+    partitions: Literal["all"] | Partitions = "all"
+    """all, or the partitions of topics.vectors that this instance holds, like [0, 2]: it is then one shard of
+    several, and is asked through a gateway."""
     stop_s: Seconds = 50.0
     """A stop in order ends within this; a last snapshot that takes longer is given up, and the next start
     replays."""
@@ -282,6 +320,7 @@ class Settings(Section):
     reencode: Reencode = Reencode()
     canary: Canary = Canary()
     broker: Broker = Broker()
+    gateway: Gateway = Gateway()
     http: Http = Http()
     logging: Logging = Logging()
 
@@ -293,6 +332,24 @@ class Settings(Section):
             raise ValueError("expected local:DIRECTORY or kafka:HOST:PORT[,HOST:PORT...]")
         return value
 
+    @field_validator("partitions", mode="before")
+    @classmethod
+    def _list_of_partitions(cls, value: object) -> object:
+        """From the environment and flags it comes as text, like [0, 2]."""
+        if not isinstance(value, str) or value == "all":
+            return value
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise ValueError('expected "all" or a list of partitions like [0, 2]') from None
+
+    @field_validator("partitions")
+    @classmethod
+    def _each_partition_once(cls, value: tuple[int, ...] | str) -> tuple[int, ...] | str:
+        if isinstance(value, tuple) and len(set(value)) < len(value):
+            raise ValueError("a partition is named twice")
+        return value if isinstance(value, str) else tuple(sorted(value))
+
     @model_validator(mode="after")
     def _distinct_topics(self) -> "Settings":
         names = [
@@ -301,6 +358,9 @@ class Settings(Section):
             self.topics.replies,
             self.topics.dead_letters,
             self.topics.drift,
+            self.topics.shards,
+            self.topics.shard_replies,
+            self.topics.aliases,
         ]
         for name in names:
             if names.count(name) > 1:
@@ -329,6 +389,22 @@ class Settings(Section):
     def log_url(self) -> str:
         return self.log or f"local:{self.data_dir / 'log'}"
 
+    def holds(self, partition: int) -> bool:
+        """Whether this instance holds a partition of the vectors topic."""
+        return self.partitions == "all" or partition in self.partitions
+
+    @property
+    def is_shard(self) -> bool:
+        """Whether this instance is asked through a gateway, and not by clients."""
+        return self.partitions != "all" or self.gateway.inside or self.gateway.behind
+
+    @property
+    def shard_group(self) -> str:
+        """Consumer group in which a shard reads what gateways ask: one for each set of partitions, so that
+        every shard reads all of it."""
+        held = "all" if self.partitions == "all" else "-".join(map(str, self.partitions))
+        return f"{self.broker.group}.shard.{held}"
+
     @property
     def creates_topics(self) -> bool:
         return self.log_url.startswith("local:") if self.topics.create is None else self.topics.create
@@ -348,11 +424,32 @@ def load(
     flags: Mapping[str, Sourced] | None = None,
 ) -> Settings:
     """Settings from a file, the environment (default: this process's) and flags (full name -> value), in
-    rising order.
+    rising order; of one collection, where `collection` is among them.
 
     The file is `file`, else what DRIFTLINE_CONFIG names, else ./driftline.toml if it exists. Raises
     ConfigError.
     """
+    given = _layers(file, environment, flags)
+    chosen = given.get("collection")
+    return _settings(given, None if chosen is None else str(chosen.value))
+
+
+def load_collections(
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, Sourced] | None = None,
+) -> list[Settings]:
+    """As `load`, of every collection that has a table; where none has, or one is chosen, that alone."""
+    given = _layers(file, environment, flags)
+    names = _collections(given)
+    if not names or "collection" in given:
+        return [load(file, environment, flags)]
+    return [_settings(given, name) for name in names]
+
+
+def _layers(
+    file: Path | None, environment: Mapping[str, str] | None, flags: Mapping[str, Sourced] | None
+) -> dict[str, Sourced]:
     environment = os.environ if environment is None else environment
     if file is None and environment.get("DRIFTLINE_CONFIG"):
         file = Path(environment["DRIFTLINE_CONFIG"])
@@ -365,8 +462,49 @@ def load(
     given |= flags or {}
     allowed = describe()
     for name, sourced in given.items():
-        if name not in allowed:
+        own = _of_collection(name)
+        if own is not None and own[1].partition(".")[0] in SHARED:
+            raise ConfigError(f"{name} ({sourced.source}): {own[1]} is one for all collections")
+        if (own[1] if own else name) not in allowed:
             raise ConfigError(f"{name} ({sourced.source}): no such setting; {_nearest(name, list(allowed))}")
+    return given
+
+
+def _of_collection(name: str) -> tuple[str, str] | None:
+    """`collections.NAME.SETTING` as name and setting; None for a name of another kind."""
+    table, _, rest = name.partition(".")
+    collection, dot, setting = rest.partition(".")
+    return (collection, setting) if table == "collections" and dot else None
+
+
+def _collections(given: Mapping[str, Sourced]) -> list[str]:
+    """The collections that have a table, in its order."""
+    return list(dict.fromkeys(own[0] for own in map(_of_collection, given) if own is not None))
+
+
+def _settings(given: Mapping[str, Sourced], collection: str | None) -> Settings:
+    own = {name: found for name in given if (found := _of_collection(name)) is not None}
+    plain = {name: sourced for name, sourced in given.items() if name not in own}
+    if collection is None:
+        return _validated(plain)
+    names = _collections(given)
+    if collection not in names:
+        known = ", ".join(names) or "none"
+        raise ConfigError(
+            f"collection = {collection}: no table [collections.{collection}]; there are: {known}"
+        )
+    whole = _validated({name: sourced for name, sourced in plain.items() if name != "collection"})
+    source = f"[collections.{collection}]"
+    derived: dict[str, object] = {f"topics.{role}": f"{collection}.{name}" for role, name in ROLES.items()}
+    derived["collection"] = collection
+    derived["log"] = whole.log_url
+    derived["data_dir"] = whole.data_dir / collection
+    derived["http.port"] = whole.http.port and whole.http.port + names.index(collection)
+    table = {setting: given[name] for name, (of, setting) in own.items() if of == collection}
+    return _validated(plain | {name: Sourced(value, source) for name, value in derived.items()} | table)
+
+
+def _validated(given: Mapping[str, Sourced]) -> Settings:
     nested: dict[str, Any] = {}
     for name, sourced in given.items():
         *section, key = name.split(".")
@@ -421,7 +559,7 @@ def _from_file(file: Path) -> dict[str, Sourced]:
         raise ConfigError(f"cannot read the configuration file {file}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not TOML: {error}") from error
-    sections = {name.split(".")[0] for name in describe() if "." in name}
+    sections = {"collections", *(name.split(".")[0] for name in describe() if "." in name)}
     for section in sections & table.keys():
         if not isinstance(table[section], Mapping):
             raise ConfigError(f"{section} ({file}): expected a table, [{section}]")

@@ -240,10 +240,14 @@ class Ingest:
             self._logger.warning("record.contested", records=report.contested, reason=CONTESTED)
 
 
-async def starting_offsets(log: Log, topic: str, snapshot: Mapping[int, int]) -> dict[int, int]:
-    """Next offset to apply per partition: the snapshot's, else the first there is.
+async def starting_offsets(
+    log: Log, topic: str, snapshot: Mapping[int, int], wanted: Sequence[int] | None = None
+) -> dict[int, int]:
+    """Next offset to apply per partition, of those `wanted` or of all: the snapshot's, else the first there
+    is.
 
-    Raises LogError where the log no longer holds, or never held, what follows the snapshot.
+    Raises LogError where the log no longer holds, or never held, what follows the snapshot, and for a
+    partition that does not exist.
     """
     begins, ends = await log.begin_offsets(topic), await log.end_offsets(topic)
     for partition, offset in snapshot.items():
@@ -264,4 +268,9 @@ async def starting_offsets(log: Log, topic: str, snapshot: Mapping[int, int]) ->
                 f"{where} begins at offset {begins[partition]}, after the snapshot's {offset}: the records "
                 f"in between are gone, and with them what they changed; {rebuild}"
             )
-    return {partition: snapshot.get(partition, begin) for partition, begin in begins.items()}
+    if none := sorted(set(wanted or ()) - begins.keys()):
+        raise LogError(
+            f"partitions names {', '.join(map(str, none))}, and topic {topic} has partitions 0 to "
+            f"{len(begins) - 1}: the partitions of all shards must be those of the topic"
+        )
+    return {partition: snapshot.get(partition, begins[partition]) for partition in wanted or begins}

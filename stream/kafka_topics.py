@@ -84,8 +84,8 @@ class KafkaTopics:
             return True
 
         created = await self._client.ask(f"create topic {topic}", attempt)
-        if created:
-            await self._client.ask(f"create topic {topic}: waiting for it", lambda: self._appear(topic))
+        # Also where somebody else has just created it: the brokers may not have heard of it yet.
+        await self._client.ask(f"create topic {topic}: waiting for it", lambda: self._appear(topic))
         return created
 
     async def _appear(self, topic: str) -> None:

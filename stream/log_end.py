@@ -15,10 +15,12 @@ LIMIT_S = 2.0  # for the log's answer
 class LogEnd:
     """One question at a time; who asks beside others gets their answer, if it is fresh enough."""
 
-    def __init__(self, log: Log, topic: str, applied: Applied) -> None:
+    def __init__(self, log: Log, topic: str, applied: Applied, *, whole: bool = True) -> None:
+        """`whole`: all partitions are followed, new ones too as soon as they are seen."""
         self._log = log
         self._topic = topic
         self._applied = applied
+        self._whole = whole
         self._asking = asyncio.Lock()
         self._asked = float("-inf")
         self._ends: dict[int, int] | None = None
@@ -44,4 +46,8 @@ class LogEnd:
         if ends is None:
             return None
         applied = self._applied.offsets
-        return {partition: max(0, end - applied.get(partition, 0)) for partition, end in ends.items()}
+        return {
+            partition: max(0, end - applied.get(partition, 0))
+            for partition, end in ends.items()
+            if partition in applied or self._whole
+        }

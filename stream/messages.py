@@ -112,6 +112,7 @@ CODES = {
     "offset_unknown": "`after` names an offset that the log did not reach before the deadline",
     "reply_too_large": "the reply does not fit a record; ask for fewer hits, or without vectors",
     "too_busy": "too many requests wait for offsets; ask again later",
+    "unavailable": "shards did not answer in time, and without them there is no answer",
     "unknown_key": "no live vector has this id",
     "unknown_offsets": "`after` names a topic that is not read here, or a partition that does not exist",
     "unknown_reply_topic": "the topic or partition named for the reply does not exist",

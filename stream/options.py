@@ -9,7 +9,7 @@ import typer
 from ..errors import ConfigError
 
 if TYPE_CHECKING:
-    from .config import Settings
+    from .config import Settings, Sourced
 
 __all__ = [
     "ConfigOption",
@@ -19,6 +19,7 @@ __all__ = [
     "LogOption",
     "ModelOption",
     "SetOption",
+    "collections_of",
     "finish",
     "print_result",
     "settings_of",
@@ -65,7 +66,24 @@ def settings_of(
     config: Path | None, log: str | None, data_dir: Path | None, sets: list[str] | None, **flags: object
 ) -> "Settings":
     """Settings from file, environment and flags; a flag that was not given is None."""
-    from .config import Sourced, load, secrets
+    from .config import load
+
+    return load(config, None, _flags(log, data_dir, sets, flags))
+
+
+def collections_of(
+    config: Path | None, log: str | None, data_dir: Path | None, sets: list[str] | None, **flags: object
+) -> "list[Settings]":
+    """The same of every collection that has a table."""
+    from .config import load_collections
+
+    return load_collections(config, None, _flags(log, data_dir, sets, flags))
+
+
+def _flags(
+    log: str | None, data_dir: Path | None, sets: list[str] | None, flags: Mapping[str, object]
+) -> "dict[str, Sourced]":
+    from .config import Sourced, secrets
 
     given = {
         "log": log,
@@ -87,7 +105,7 @@ def settings_of(
                 f"set {name.strip()}_file, or the environment variable"
             )
         layer[name.strip()] = Sourced(value, "flag --set")
-    return load(config, None, layer)
+    return layer
 
 
 def finish(work: Coroutine[Any, Any, Result]) -> Result:

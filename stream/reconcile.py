@@ -10,7 +10,7 @@ count: a key that only those have left is dropped, as it would be in an index bu
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from .config import Settings
@@ -33,10 +33,10 @@ class Reconciled:
     took_s: float
 
 
-async def reconcile(settings: Settings, log: Log, shard: Shard) -> Reconciled:
-    """Drop what the topic does not have, beside ingestion and searches. Raises LogError.
+async def reconcile(settings: Settings, log: Log, shard: Shard, held: Collection[int]) -> Reconciled:
+    """Drop what the partitions that are held do not have, beside ingestion and searches. Raises LogError.
 
-    All partitions are read, whichever was missed: a row does not know where it came from.
+    All of them are read, whichever was missed: a row does not know where it came from.
     """
     began = time.monotonic()
     topic = settings.topics.vectors
@@ -44,9 +44,9 @@ async def reconcile(settings: Settings, log: Log, shard: Shard) -> Reconciled:
     begins, ends = await log.begin_offsets(topic), await log.end_offsets(topic)
     records = 0
     if keys:
-        reader = await log.reader({(topic, partition): begin for partition, begin in begins.items()})
+        reader = await log.reader({(topic, partition): begins[partition] for partition in held})
         try:
-            while any(reader.position(topic, partition) < end for partition, end in ends.items()):
+            while any(reader.position(topic, partition) < ends[partition] for partition in held):
                 fetched = await reader.fetch(settings.ingest.batch_records, FETCH_S)
                 records += len(fetched)
                 await shard.seen(await shard.beside(_named, fetched, settings.index.metric, shard))

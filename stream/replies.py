@@ -7,6 +7,9 @@
 | applied | {topic: {partition: next}} | next offsets: this answer saw every record below them          |
 | frame   | int                        | encoder frame in which vectors written now are held            |
 | took_us | int                        | microseconds from reading the request to encoding this        |
+| query   | list, bytes in msgpack     | the vector asked with, if the request included it              |
+| partial | list of int                | partitions that nobody answered for in time, or not in full    |
+| unknown | list of text               | fields of the filter that no vector here has had; a shard's    |
 | error   | {code, message}            | instead of all the above                                       |
 """
 
@@ -45,6 +48,9 @@ class Reply:
     applied: Offsets
     frame: int
     took_us: int
+    query: Vectors | None = None  # [dim]; None: not asked for
+    partial: Sequence[int] = ()  # partitions of which nobody answered, or only with a part of the vectors
+    unknown: Sequence[str] = ()  # fields of the filter that no vector of a shard has had
 
 
 def encode_reply(reply: Reply, form: Form) -> bytes:
@@ -56,17 +62,25 @@ def encode_reply(reply: Reply, form: Form) -> bytes:
         if hit.attributes is not None:
             fields["attributes"] = hit.attributes
         if hit.vector is not None:
-            fields["vector"] = (
-                hit.vector.tolist() if form is Form.JSON else hit.vector.astype("<f4").tobytes()
-            )
+            fields["vector"] = write_vector(hit.vector, form)
         hits.append(fields)
-    document = {
+    document: dict[str, object] = {
         "hits": hits,
         "applied": write_offsets(reply.applied),
         "frame": reply.frame,
         "took_us": reply.took_us,
     }
+    if reply.query is not None:
+        document["query"] = write_vector(reply.query, form)
+    if reply.partial:
+        document["partial"] = list(reply.partial)
+    if reply.unknown:
+        document["unknown"] = list(reply.unknown)
     return dump_document(document, form)
+
+
+def write_vector(vector: Vectors, form: Form) -> list[float] | bytes:
+    return vector.tolist() if form is Form.JSON else vector.astype("<f4").tobytes()
 
 
 def encode_error(code: str, message: str, form: Form) -> bytes:
@@ -94,6 +108,9 @@ def decode_reply(record: Record) -> Reply:
             applied=read_offsets(document["applied"]),
             frame=int(cast(int, document["frame"])),
             took_us=int(cast(int, document["took_us"])),
+            query=read_vector(document.get("query")),
+            partial=tuple(int(partition) for partition in cast(list[int], document.get("partial", ()))),
+            unknown=tuple(str(name) for name in cast(list[str], document.get("unknown", ()))),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as wrong:
         raise InvalidInput(f"no reply of message format 1: {type(wrong).__name__} {wrong}") from None
@@ -103,9 +120,6 @@ def read_hit(hit: dict[str, Any]) -> Hit:
     key: object = base64.b64decode(hit["id_base64"]) if "id_base64" in hit else hit["id"]
     if not isinstance(key, str | bytes):
         raise ValueError("an id is neither text nor bytes")
-    vector = hit.get("vector")
-    if isinstance(vector, bytes):
-        vector = np.frombuffer(vector, "<f4")
     distance = float(hit["distance"])
     if not math.isfinite(distance):
         raise ValueError("a distance is not finite")
@@ -113,11 +127,15 @@ def read_hit(hit: dict[str, Any]) -> Hit:
         id=key.encode() if isinstance(key, str) else key,
         distance=distance,
         attributes=hit.get("attributes"),
-        vector=None if vector is None else float_row(vector),
+        vector=read_vector(hit.get("vector")),
     )
 
 
-def float_row(numbers: Any) -> Vectors:
+def read_vector(numbers: Any) -> Vectors | None:
+    if numbers is None:
+        return None
+    if isinstance(numbers, bytes):
+        numbers = np.frombuffer(numbers, "<f4")
     with np.errstate(over="ignore", invalid="ignore"):
         row = np.asarray(numbers, np.float32)
     if row.ndim != 1:

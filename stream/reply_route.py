@@ -107,9 +107,9 @@ def route_headers(route: ReplyRoute) -> tuple[tuple[str, bytes], ...]:
     return tuple(headers)
 
 
-def reply_draft(route: ReplyRoute, value: bytes, form: Form) -> Draft:
-    """The record that carries an encoded reply (replies.py) along a route."""
+def reply_draft(route: ReplyRoute, value: bytes, form: Form, more: Headers = ()) -> Draft:
+    """The record that carries an encoded reply (replies.py) along a route, with `more` headers."""
     headers = [(CONTENT_TYPE_HEADER, form.encode()), (VERSION_HEADER, b"%d" % FORMAT_VERSION)]
     if route.correlation is not None:
         headers.append((CORRELATION_HEADER, route.correlation))
-    return Draft(route.topic, None, value, (*headers, *route.trace), partition=route.partition)
+    return Draft(route.topic, None, value, (*headers, *route.trace, *more), partition=route.partition)

@@ -7,10 +7,11 @@ clients nothing. One that was found before and cannot be looked up just now is t
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from ..errors import LogError, TopicNotFound
 from .events import Logger
-from .log import Log, Record, Topic, record_bytes
+from .log import Headers, Log, Record, Topic, record_bytes
 from .messages import Form, Rejection, ReplyRoute, encode_error, reply_draft
 from .outbox import Outbox, fitting_letter
 from .status import Counters
@@ -26,14 +27,23 @@ class ReplySender:
     """Sends replies, and the requests that cannot be answered to the dead-letter topic."""
 
     def __init__(
-        self, log: Log, outbox: Outbox, letters: Topic, instance: str, counters: Counters, logger: Logger
+        self,
+        log: Log,
+        outbox: Outbox,
+        letters: Topic,
+        instance: str,
+        counters: Counters,
+        logger: Logger,
+        more: Callable[[], Headers] = tuple,
     ) -> None:
+        """`more`: headers of every reply, beside those that the request asks for."""
         self._log = log
         self._outbox = outbox
         self._letters = letters
         self._instance = instance
         self._counters = counters
         self._logger = logger
+        self._more = more
         self._missing: dict[str, tuple[float, str]] = {}  # topic -> until when, why
         self._found: dict[str, Topic] = {}  # as last looked up
 
@@ -43,14 +53,14 @@ class ReplySender:
         if isinstance(topic, str):
             await self.nowhere(Rejection(request, "unknown_reply_topic", topic))
             return
-        draft = reply_draft(route, value, form)
+        draft = reply_draft(route, value, form, self._more())
         if record_bytes(draft) > topic.max_record_bytes:
             sentence = (
                 f"the reply has {record_bytes(draft)} bytes and topic {topic.name} takes "
                 f"{topic.max_record_bytes}: ask for fewer hits, or for less of each"
             )
             self._counters.failed["reply_too_large"] += 1
-            draft = reply_draft(route, encode_error("reply_too_large", sentence, form), form)
+            draft = reply_draft(route, encode_error("reply_too_large", sentence, form), form, self._more())
         try:
             await self._log.append([draft])
         except TopicNotFound as gone:  # since it was looked up

@@ -8,7 +8,8 @@
 | ef                | int, default the service's | how widely to search, 1 to max_ef               |
 | after             | {topic: {partition: next}} | answer once all records below these are applied |
 | deadline_ms       | int, default none          | milliseconds from the record's timestamp        |
-| include           | list of text, default []   | "attributes", "vector": what hits carry too     |
+| include           | list of text, default []   | "attributes", "vector": what hits carry too;    |
+|                   |                            | "query": the vector asked with                  |
 | filter            | map, default none          | which attributes hits have: index/filters.py    |
 
 The replies stand in replies.py, the way to them in reply_route.py; docs/messages.md is the reference of all.
@@ -67,7 +68,7 @@ DEFAULT_K = 10
 MAX_DEADLINE_MS = 600_000  # ten minutes; who waits longer wants no search but a batch job
 MAX_OFFSET = 2**63 - 1
 MAX_PARTITION = 2**31 - 1
-INCLUDABLE = frozenset({"attributes", "vector"})
+INCLUDABLE = frozenset({"attributes", "query", "vector"})
 FIELDS = frozenset(
     {"vector", "dtype", "key", "key_base64", "k", "ef", "after", "deadline_ms", "include", "filter"}
 )

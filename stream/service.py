@@ -6,11 +6,8 @@ applied, and what follows is read again. A stop in order only saves that work, b
 
 import asyncio
 import os
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 
@@ -22,15 +19,16 @@ from .canary import LiveCanary
 from .config import Settings
 from .control import Arguments, serve_control
 from .drift_events import DriftEvents
-from .endings import explanation
 from .events import Logger
+from .gateway import Gateway
 from .http import Page, serve_http
 from .ingest import Ingest, starting_offsets
 from .inspection import checked
-from .log import Log, Topic
+from .log import Headers, Log, Topic
 from .log_end import LogEnd
 from .measures import Measures
 from .memory_limit import MemoryLimit
+from .merge import shard_header
 from .metrics import CONTENT_TYPE, exposition
 from .opening import open_configured
 from .outbox import Outbox
@@ -40,6 +38,7 @@ from .reply_sender import ReplySender
 from .shard import Shard
 from .snapshotting import Snapshotting
 from .status import Counters, Status, memory_of
+from .stopping import on_signals, until_stopped
 from .topics import check_retention, prepare_topics
 from .upkeep import maintain
 
@@ -47,48 +46,59 @@ __all__ = ["serve"]
 
 FLUSH_S = 10.0  # for dead letters and drift events still on their way at a stop
 FRESH_S = 1.0  # how old the log's end may be that a probe or a scrape sees
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-async def serve(settings: Settings, logger: Logger) -> None:
-    """Serve until SIGTERM or SIGINT. Raises DriftlineError where it cannot start or go on."""
-    logger.info(
-        "service.started",
-        version=version("driftline"),
-        pid=os.getpid(),
-        log=settings.log_url,
-        data_dir=str(settings.data_dir),
-        topic=settings.topics.vectors,
-    )
-    try:
-        await _start(settings, logger)
-    except asyncio.CancelledError:  # a signal before there was anything to save
-        pass
-    except BaseExceptionGroup as group:
-        error = explanation(group)
-        if error is None:
-            raise
-        raise error from group
+Acts = dict[int, Callable[[], object]]  # place of a collection -> what a signal does to it
+
+
+async def serve(collections: Sequence[Settings], logger: Logger) -> None:
+    """Serve until SIGTERM or SIGINT, all collections in one process. Raises DriftlineError where one of them
+    cannot start or go on."""
+    acts: Acts = {}
+    stop_s = max(settings.stop_s for settings in collections)
+    on_signals(lambda: [act() for act in list(acts.values())], stop_s, logger)
+    await until_stopped(_serve_all(collections, acts, logger))
     logger.info("service.stopped")
 
 
-async def _start(settings: Settings, logger: Logger) -> None:
+async def _serve_all(collections: Sequence[Settings], acts: Acts, logger: Logger) -> None:
+    async with asyncio.TaskGroup() as group:
+        for place, settings in enumerate(collections):
+            own = logger if settings.collection is None else logger.bind(collection=settings.collection)
+            own.info(
+                "service.started",
+                version=version("driftline"),
+                pid=os.getpid(),
+                log=settings.log_url,
+                data_dir=str(settings.data_dir),
+                topic=settings.topics.vectors,
+            )
+            group.create_task(_start(settings, acts, place, own))
+
+
+async def _start(settings: Settings, acts: Acts, place: int, logger: Logger) -> None:
     task = asyncio.current_task()
     assert task is not None
-    _on_signals(task.cancel, settings.stop_s, logger)
+    acts[place] = task.cancel
     shard = await asyncio.to_thread(Shard.open, settings, logger)
     try:
         async with open_configured(settings) as log:
             names = settings.topics
             needed = [names.vectors, names.search, names.replies, names.dead_letters, names.drift]
+            if settings.is_shard:
+                needed += [names.shards, names.shard_replies]
+            if settings.gateway.inside and settings.gateway.alias is not None:
+                needed.append(names.aliases)
             for topic in await prepare_topics(log, settings, needed):
                 logger.info("topic.created", topic=topic, partitions=names.partitions)
             vectors = await log.describe(names.vectors)
             check_retention(vectors, settings)
-            offsets = await starting_offsets(log, names.vectors, shard.offsets)
+            held = None if settings.partitions == "all" else settings.partitions
+            offsets = await starting_offsets(log, names.vectors, shard.offsets, held)
             await check_anchors(log, names.vectors, shard.anchors)
             letters = await log.describe(names.dead_letters)
             service = Service(settings, log, shard, Applied(offsets), vectors, letters, logger)
+            acts[place] = service.stop.set
             await service.run()
     finally:
         await asyncio.to_thread(shard.close)
@@ -107,6 +117,7 @@ class Service:
         letters: Topic,
         logger: Logger,
     ) -> None:
+        self.stop = asyncio.Event()
         self._settings = settings
         self._log = log
         self._shard = shard
@@ -115,7 +126,8 @@ class Service:
         self._began = time.monotonic()
         self._counters = counters = Counters()
         self._measures = measures = Measures()
-        self._end = LogEnd(log, settings.topics.vectors, applied)
+        whole = settings.partitions == "all"
+        self._end = LogEnd(log, settings.topics.vectors, applied, whole=whole)
         self._outbox = outbox = Outbox(
             log, logger, settings.ingest.outbox_records, settings.ingest.outbox_bytes
         )
@@ -126,16 +138,16 @@ class Service:
         self._ingest = Ingest(
             settings, log, shard, applied, outbox, drift, vectors, letters, counters, measures, memory, logger
         )
-        sender = ReplySender(log, outbox, letters, settings.broker.group, counters, logger)
+        instance = settings.broker.group
+        sender = ReplySender(log, outbox, letters, instance, counters, logger, self._reply_headers)
         self._canary = canary = LiveCanary(settings, shard, drift, logger)
         self._queries = Queries(
             settings, log, shard, applied, self._end, sender, canary, counters, measures, logger
         )
+        self._gateway = Gateway(settings, log, outbox, letters, logger) if settings.gateway.inside else None
 
     async def run(self) -> None:
-        """Run until a signal, then take a last snapshot. Raises DriftlineError, or a group of them."""
-        stop = asyncio.Event()
-        _on_signals(stop.set, self._settings.stop_s, self._logger)
+        """Run until told to `stop`, then take a last snapshot. Raises DriftlineError, or a group of them."""
         async with asyncio.TaskGroup() as group:
             sending = group.create_task(self._outbox.run())
             settings, logger = self._settings, self._logger
@@ -158,12 +170,20 @@ class Service:
                         work.create_task(maintain(self._shard, self._drift, self._reencoding)),
                         work.create_task(self._canary.run()),
                     ]
-                    await stop.wait()
+                    if self._gateway is not None:
+                        tasks.append(work.create_task(self._gateway.run()))
+                    await self.stop.wait()
                     self._logger.info("service.stopping", waiting_requests=self._queries.waiting)
                     for task in tasks:
                         task.cancel()
                 await self._save()
             sending.cancel()
+
+    def _reply_headers(self) -> Headers:
+        """Beside those that a request asks for: a gateway must know for which vectors an answer speaks."""
+        if not self._settings.is_shard:
+            return ()
+        return shard_header(self._settings.topics.vectors, self._applied.offsets)
 
     async def _save(self) -> None:
         if not self._shard.unsaved:
@@ -265,28 +285,5 @@ class Service:
             expired=counters.expired,
             unroutable=counters.unroutable,
             memory=memory_of(stats),
+            gateway=None if self._gateway is None else self._gateway.status,
         )
-
-
-def _on_signals(act: Callable[[], object], stop_s: float, logger: Logger) -> None:
-    """Do this at the first signal, and end the process when what follows takes longer than `stop_s`; at a
-    second signal it ends as if nothing had been set up."""
-    loop = asyncio.get_running_loop()
-
-    def give_up() -> None:
-        # From a thread of its own: what holds a stop up may be another thread inside LMDB or a slow disk,
-        # which nothing can cancel. A crash at any moment loses nothing, and so this does not.
-        logger.warning("service.stop_given_up", stop_s=stop_s)
-        sys.stdout.flush()
-        os._exit(0)
-
-    def once() -> None:
-        for number in SIGNALS:
-            loop.remove_signal_handler(number)
-        timer = threading.Timer(stop_s, give_up)
-        timer.daemon = True  # a stop that ends in time does not wait for it
-        timer.start()
-        act()
-
-    for number in SIGNALS:
-        loop.add_signal_handler(number, once)

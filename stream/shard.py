@@ -296,6 +296,11 @@ class Shard:
                 f"{place} holds the collection of topic {', '.join(info.offsets)}, and topics.vectors is "
                 f"{topic}: each collection needs a data directory of its own"
             )
+        if other := [partition for partition in info.offsets[topic] if not self._settings.holds(partition)]:
+            raise SnapshotError(
+                f"{place} holds vectors of partitions {', '.join(map(str, other))} of {topic} too, which "
+                "`partitions` does not name: each set of partitions needs a data directory of its own"
+            )
         held = info.extra.get("embedding_model")
         if isinstance(held, str) and self.model not in (None, held):
             raise SnapshotError(

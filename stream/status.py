@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ..index.hits import FrameRows, Stats
 from .memory_limit import anonymous_bytes
 
-__all__ = ["Counters", "RecallStatus", "SnapshotStatus", "Status", "memory_of"]
+__all__ = ["Counters", "GatewayStatus", "RecallStatus", "SnapshotStatus", "Status", "memory_of"]
 
 
 @dataclass(slots=True)
@@ -21,6 +21,7 @@ class Counters:
     rejected: Counter[str] = field(default_factory=Counter[str])  # records and requests, by reason code
     searches: int = 0  # requests answered with hits
     failed: Counter[str] = field(default_factory=Counter[str])  # requests answered with an error, by code
+    partial: int = 0  # of the searches, those that a gateway answered without some partitions
     expired: int = 0  # requests whose deadline passed; not answered
     unroutable: int = 0  # replies whose topic does not exist; dead-lettered
 
@@ -46,6 +47,19 @@ class RecallStatus:
     high: float
     queries: int
     age_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayStatus:
+    """What was asked of all shards together, since the start."""
+
+    searches: int  # requests answered with hits
+    partial: int  # of those, without the hits of some partitions
+    failed: dict[str, int]  # requests answered with an error, by code
+    expired: int
+    unroutable: int
+    waiting_requests: int
+    absent: tuple[int, ...]  # partitions that let the last request pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +102,7 @@ class Status:
     expired: int
     unroutable: int
     memory: dict[str, int]  # bytes by part; `resident` and `anonymous` are the process's
+    gateway: GatewayStatus | None  # None: no gateway runs inside
 
 
 def memory_of(stats: Stats | None) -> dict[str, int]:

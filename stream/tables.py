@@ -106,9 +106,19 @@ def _status(console: Console, result: Result) -> None:
             "searches": f"{result['searches']:,} answered, {result['expired']:,} expired, "
             f"{result['unroutable']:,} with no way back, {result['waiting_requests']:,} waiting",
             "errors replied": failed or "none",
+            **_gateway(result),
             "memory": ", ".join(f"{part} {megabytes(size)}" for part, size in result["memory"].items()),
         },
     )
+
+
+def _gateway(result: Result) -> dict[str, str]:
+    gateway = result["gateway"]
+    if gateway is None:
+        return {}
+    absent = ", ".join(map(str, gateway["absent"]))
+    said = f"{gateway['searches']:,} answered, {gateway['partial']:,} of them partial"
+    return {"gateway": said + (f"; partitions {absent} do not answer" if absent else "")}
 
 
 def _recall(result: Result) -> str:
@@ -208,7 +218,17 @@ def _report(console: Console, result: Result) -> None:
     )
 
 
+def _aliases(console: Console, result: Result) -> None:
+    named: Mapping[str, Mapping[str, str]] = result["aliases"]
+    if not named:
+        console.print("no aliases")
+        return
+    pairs(console, {alias: f"{of['collection']}, topic {of['vectors']}" for alias, of in named.items()})
+
+
 SHOWN: dict[str, Callable[[Console, Result], None]] = {
+    "alias": pairs,
+    "aliases": _aliases,
     "check": _check,
     "config": pairs,
     "drift": _drift,

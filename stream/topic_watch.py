@@ -61,7 +61,7 @@ class TopicWatch:
         self._added = added
         self._logger = logger
         self._clock_ms = clock_ms
-        self._known = set(applied.offsets)
+        self._known = set(applied.offsets)  # the partitions that are followed
         self._probes: dict[int, tuple[int, int]] = {}  # partition -> when its end was asked for, and that end
         self._checked = time.monotonic()
         self._told = -math.inf
@@ -71,7 +71,7 @@ class TopicWatch:
         self._shard.current_ms = {p: shard.current_ms.get(p, 0) for p in held} | dict.fromkeys(
             self._known - held.keys(), clock_ms()
         )
-        if held and self._known - held.keys():
+        if held and self._known - held.keys() and settings.partitions == "all":
             self._tell_partitions(len(held), len(self._known))
         if topic.cleanup is None:
             self._logger.warning(
@@ -112,8 +112,10 @@ class TopicWatch:
             self._missing = False
             self._logger.info("topic.back", topic=name)
             self._ready.release(TOPIC_MISSING)
-        self._topic = topic
-        if new := set(topic.partitions) - self._known:
+        before, self._topic = self._topic, topic
+        if len(topic.partitions) > len(before.partitions):
+            self._tell_partitions(len(before.partitions), len(topic.partitions))
+        if new := set(filter(self._settings.holds, topic.partitions)) - self._known:
             await self._add(new, began_ms)
         self._missed |= self._behind(FOLLOWING_S)
         if not self._missed:  # else only a reconcile makes it current
@@ -122,6 +124,8 @@ class TopicWatch:
     def _note(self, asked_ms: int, ends: Mapping[int, int]) -> None:
         offsets = self._applied.offsets
         for partition, end in ends.items():
+            if partition not in self._known:
+                continue
             since, target = self._probes.setdefault(partition, (asked_ms, end))
             if offsets.get(partition, -1) >= target:
                 del self._probes[partition]
@@ -145,7 +149,7 @@ class TopicWatch:
             tombstones_s=self._topic.tombstones_ms / 1000,
         )
         try:
-            done = await reconcile(self._settings, self._log, self._shard)
+            done = await reconcile(self._settings, self._log, self._shard, self._known)
         except LogError as error:
             if not error.retriable and not isinstance(error, TopicNotFound):
                 raise
@@ -160,7 +164,6 @@ class TopicWatch:
 
     async def _add(self, new: set[int], since_ms: int) -> None:
         begins = await self._log.begin_offsets(self._topic.name)
-        self._tell_partitions(len(self._known), len(self._known | new))
         self._known |= new
         self._shard.current_ms |= dict.fromkeys(new, since_ms)
         self._added({partition: begins[partition] for partition in new})
@@ -187,7 +190,8 @@ DELETED = (
     "Should a new topic of this name appear, the service will end: its records are not those applied"
 )
 MOVED_KEYS = (
-    "the new partitions are read. But producers now send many keys to other partitions than before: the "
+    "the new partitions are read, unless `partitions` names others: then some instance must be given them. "
+    "But producers now send many keys to other partitions than before: the "
     "older record of such a key stays in its old partition for ever, its tombstone will go to the new one "
     "and be forgotten there, and an index built from the topic after that has the key again. Feed the "
     "collection into a new topic instead"

@@ -19,7 +19,7 @@ async def prepare_topics(log: Log, settings: Settings, names: Sequence[str]) -> 
     for name in names:
         if name in there:
             continue
-        compacted = name == settings.topics.vectors
+        compacted = name in (settings.topics.vectors, settings.topics.aliases)
         if not settings.creates_topics:
             raise TopicNotFound(_how_to_create(settings, name, compacted))
         if await log.create_topic(name, partitions=settings.topics.partitions, compacted=compacted):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from driftline import InvalidInput
 from driftline.index.attributes import Attributes
-from driftline.index.filters import MAX_CONDITIONS, MAX_DEPTH, MAX_VALUES, Or, parse_filter
+from driftline.index.filters import MAX_CONDITIONS, MAX_DEPTH, MAX_VALUES, Or, parse_filter, without_field
 from driftline.index.payloads import MAX_LIST, MAX_TEXT, items_of, pack_items, payload_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -116,6 +116,18 @@ def test_a_filter_means_what_the_table_says(document: dict[str, Any], table: lis
     beyond = [dict.fromkeys(NAMES, "known"), {}, {}]  # the last two: slots that nothing was put into
     wanted += [slot for slot, row in enumerate(beyond, len(table)) if expected(document, row)]
     assert list(chosen.bitmap(index)) == wanted
+
+
+@settings(max_examples=100, deadline=None)
+@given(filters, rows, st.sampled_from(NAMES))
+def test_a_filter_without_a_field(document: dict[str, Any], row: dict[str, Any], name: str):
+    """It means what the filter does for rows without that field, and names it no more."""
+    left = without_field(parse_filter(document), name)
+    without = {other: value for other, value in row.items() if other != name}
+    assert left.matches(items_of(packed(row))) == expected(document, without)
+    index = Attributes()
+    index.put([0], [packed({other: "known" for other in NAMES if other != name})])
+    left.bitmap(index)  # which refuses a field that no row has
 
 
 @given(filters)

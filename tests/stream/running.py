@@ -70,11 +70,11 @@ class Service:
         self._environment = environment(data_dir=self.data_dir, **{"http__port": 0, **settings})
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *flags: str, ready: bool = True) -> Self:
+    def start(self, *flags: str, ready: bool = True, program: str = "serve") -> Self:
         """Start, and wait until everything that is in the topic is applied."""
         with self.output.open("ab") as output:
             self._process = subprocess.Popen(
-                [DRIFTLINE, "serve", *flags], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                [DRIFTLINE, program, *flags], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 env=self._environment,
             )  # fmt: skip
         if ready:

@@ -43,7 +43,8 @@ def test_the_examples_decode() -> None:
     for request in examples("request"):
         decoded = decode_request(request, dim=4, metric="cosine", model=None, max_k=1000, max_ef=4096)
         assert isinstance(decoded, SearchRequest), decoded
-    answer, error = examples("reply")
+    answer, error, partial = examples("reply")
+    assert decode_reply(partial).partial == (2, 3)
     reply = decode_reply(answer)
     assert isinstance(reply, Reply)
     assert [hit.id for hit in reply.hits] == [b"user-1", b"\xff\x00"]
