@@ -22,8 +22,8 @@ from .status import Counters
 __all__ = ["Requests", "time_left_s", "usable"]
 
 FETCH_S = 0.5
-# That come in at once. Each costs the event loop some 50 us before it waits or searches, and a batch of records
-# that is to be handed over waits for all of them.
+# That come in at once. Each costs the event loop some 50 us before it waits or searches, and a batch of
+# records that is to be handed over waits for all of them.
 FETCH_REQUESTS = 100
 COMMIT_S = 1.0  # between commits of the topic's offsets: so much is asked again after a crash
 COMMIT_LIMIT_S = 5.0  # for one commit; a stop waits no longer for the last
