@@ -42,7 +42,7 @@ HASH_BYTES = 16  # beside each raw vector
 class Rows:
     """As many rows as wanted from a few: noise makes each another."""
 
-    def __init__(self, base: Vectors, seed: int) -> None:
+    def __init__(self, base: Vectors, seed: list[int]) -> None:
         self._base = base
         self._noise = NOISE * float(base[:1000].std())
         self._rng = np.random.default_rng(seed)
@@ -299,8 +299,9 @@ def main() -> None:
     queries = load_vectors(options.queries, dim=options.dim)
     place = options.directory or tempfile.mkdtemp(prefix="driftline-benchmark-")
     try:
-        rows = Rows(base, options.seed)
         with SnapshotStore.open(place, dim=base.shape[1], metric="l2", keep=2) as store:
+            run = max((info.id for info in store.list()), default=0)  # other noise than the last time
+            rows = Rows(base, [options.seed, run])
             index, full = build(store, rows, base.shape[1], options)
             figures: dict[str, Any] = deltas(store, index, full, rows, options)
             figures |= beside(store, index, rows, queries, options)
