@@ -1,11 +1,11 @@
 """What does a snapshot cost: bytes, seconds, a pause of the writer, memory, slower searches; and a restart?
 
 The rows of --base, as often as --rows needs them and each time with other noise, are built and snapshotted
-whole, with nothing beside. Then, --rounds times: --share of them, drawn at random, are replaced by other
-noise, upkeep runs till it has nothing to do, and what the next snapshot writes is compared with the first:
-its chunks, and the raw vectors that were appended for it. Then searches and updates run at a fixed rate, open
-loop, each second alike, first alone and then beside snapshots of all of it, one after the other (a cut that
-knows of no earlier one: the worst), with upkeep in steps as in the service. The pause is what the thread that
+whole, raw vectors too, with nothing beside. Then, --rounds times: --share of them, drawn at random, are
+replaced by other noise, upkeep runs till it has nothing to do, and what the next snapshot writes is compared
+with the first: its chunks, and the raw vectors that were appended for it. Then searches and updates run at a
+fixed rate, open loop, first alone and then beside snapshots of all of it, one after the other (cuts that know
+of no earlier one: the worst), with upkeep in steps as in the service. The pause is what the thread that
 writes spends in the cut; memory is anonymous memory above its median before. At last a process of its own
 opens the directory, verifies the newest snapshot, restores it and answers a search.
 
@@ -42,7 +42,7 @@ HASH_BYTES = 16  # beside each raw vector
 class Rows:
     """As many rows as wanted from a few: noise makes each another."""
 
-    def __init__(self, base: Vectors, seed: int) -> None:
+    def __init__(self, base: Vectors, seed: list[int]) -> None:
         self._base = base
         self._noise = NOISE * float(base[:1000].std())
         self._rng = np.random.default_rng(seed)
@@ -57,10 +57,12 @@ def settle(index: OnlineIndex) -> None:
         index.take_events()
 
 
-def build(store: SnapshotStore, rows: Rows, dim: int, flags: Any) -> OnlineIndex:
+def build(store: SnapshotStore, rows: Rows, dim: int, flags: Any) -> tuple[OnlineIndex, dict[str, Any]]:
+    """The index, and what a whole snapshot of it costs; of one that was kept, without its raw vectors."""
     snapshot = store.newest()
     if snapshot is not None:
-        return OnlineIndex.restore(snapshot.cut, store.open_raw())
+        index = OnlineIndex.restore(snapshot.cut, store.open_raw())
+        return index, timed(store, index, whole=True)
     raw = store.open_raw(dim)
     index = OnlineIndex(dim, m=flags.m, ef_construction=flags.ef_construction, raw=raw, sources=True)
     with progress_bar() as progress:
@@ -72,8 +74,7 @@ def build(store: SnapshotStore, rows: Rows, dim: int, flags: Any) -> OnlineIndex
             index.take_events()
             progress.update(bar, completed=int(keys[-1]) + 1)
     settle(index)
-    store.commit(index.cut(), {})
-    return index
+    return index, timed(store, index, whole=True)
 
 
 def sources_of(keys: np.ndarray) -> np.ndarray:
@@ -87,17 +88,17 @@ def appended(store: SnapshotStore) -> int:
 
 def timed(store: SnapshotStore, index: OnlineIndex, *, whole: bool = False) -> dict[str, Any]:
     """One snapshot with nothing beside."""
-    began = time.monotonic()
+    began, processor = time.monotonic(), time.process_time()
     cut = index.cut({} if whole else store.known())
     cut_s = time.monotonic() - began
     info = store.commit(cut, {})
-    return {"cut_s": cut_s, "seconds": time.monotonic() - began, "chunk_bytes": info.bytes_written}
+    took, processor = time.monotonic() - began, time.process_time() - processor
+    return {"cut_s": cut_s, "seconds": took, "processor_s": processor, "chunk_bytes": info.bytes_written}
 
 
-def deltas(store: SnapshotStore, index: OnlineIndex, rows: Rows, flags: Any) -> dict[str, Any]:
-    """The whole, and what follows on updates at random."""
+def deltas(store: SnapshotStore, index: OnlineIndex, full: dict[str, Any], rows: Rows, flags: Any) -> Any:
+    """What follows on updates at random, beside the whole."""
     row_bytes = 4 * index.dim + HASH_BYTES
-    full = timed(store, index, whole=True)
     full["bytes"] = full["chunk_bytes"] + len(index) * row_bytes
     rng = np.random.default_rng(flags.seed)
     rounds: list[dict[str, Any]] = []
@@ -117,6 +118,7 @@ def deltas(store: SnapshotStore, index: OnlineIndex, rows: Rows, flags: Any) -> 
         "rounds": rounds,
         "bytes_share": [found["bytes"] / full["bytes"] for found in rounds],
         "seconds_share": [found["seconds"] / full["seconds"] for found in rounds],
+        "processor_share": [found["processor_s"] / full["processor_s"] for found in rounds],
     }
 
 
@@ -169,6 +171,7 @@ class Load:
         self.searches: list[float] = []
         self.writes: list[float] = []
         self.pauses: list[float] = []
+        self.processor: list[float] = []  # of the pauses
         self.memory: list[int] = []
         self._rng = np.random.default_rng(flags.seed + 1)
         self._wanted = threading.Event()
@@ -182,9 +185,10 @@ class Load:
     def write(self) -> None:
         if self._wanted.is_set():
             self._wanted.clear()
-            began = time.monotonic()
+            began, processor = time.monotonic(), time.thread_time()
             self._cut.append(self.index.cut())
             self.pauses.append(time.monotonic() - began)
+            self.processor.append(time.thread_time() - processor)
             self._taken.set()
         keys = self._rng.choice(self.flags.rows, self.flags.batch, replace=False)
         self.index.upsert(keys, self.rows(keys), sources=sources_of(keys))
@@ -207,7 +211,7 @@ class Load:
             self.memory.append(anonymous())
 
     def during(self, work: Callable[[], None]) -> dict[str, Any]:
-        for times in (self.searches, self.writes, self.memory, self.pauses):
+        for times in (self.searches, self.writes, self.memory, self.pauses, self.processor):
             times.clear()
         writer = at_rate(self.flags.writes / self.flags.batch, self.write, self.writes)
         with running(at_rate(self.flags.asked, self.search, self.searches), writer, self.keep_up, self.look):
@@ -216,6 +220,7 @@ class Load:
             "searches": milliseconds(self.searches),
             "writes": milliseconds(self.writes),
             "pauses_ms": [round(1e3 * pause, 2) for pause in self.pauses],
+            "pauses_processor_ms": [round(1e3 * pause, 2) for pause in self.processor],
             "memory_median": float(np.median(self.memory)),
             "memory_most": max(self.memory),
         }
@@ -294,10 +299,11 @@ def main() -> None:
     queries = load_vectors(options.queries, dim=options.dim)
     place = options.directory or tempfile.mkdtemp(prefix="driftline-benchmark-")
     try:
-        rows = Rows(base, options.seed)
         with SnapshotStore.open(place, dim=base.shape[1], metric="l2", keep=2) as store:
-            index = build(store, rows, base.shape[1], options)
-            figures: dict[str, Any] = deltas(store, index, rows, options)
+            run = max((info.id for info in store.list()), default=0)  # other noise than the last time
+            rows = Rows(base, [options.seed, run])
+            index, full = build(store, rows, base.shape[1], options)
+            figures: dict[str, Any] = deltas(store, index, full, rows, options)
             figures |= beside(store, index, rows, queries, options)
             figures["stats_bytes"] = index.stats().bytes
             store.commit(index.cut(store.known()), {})
@@ -316,9 +322,11 @@ def show(figures: dict[str, Any], dim: int, options: Any) -> None:
         ["whole snapshot", f"{full['bytes'] / 1e6:,.1f} MB in {full['seconds']:.2f} s", ""],
         ["bytes after updates", shares(figures["bytes_share"]), "5 %"],
         ["seconds after updates", shares(figures["seconds_share"]), "10 %"],
+        ["processor time after updates", shares(figures["processor_share"]), ""],
         ["longest pause", f"{max(during['pauses_ms']):.1f} ms of {len(during['pauses_ms'])}", "50 ms"],
+        ["its processor time", f"{max(during['pauses_processor_ms']):.1f} ms", ""],
         [
-            "longest write",
+            "p99 of writes",
             f"{before['writes']['p99_ms']} ms, {during['writes']['p99_ms']} beside",
             "",
         ],

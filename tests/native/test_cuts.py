@@ -4,9 +4,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from driftline.errors import InvalidInput
+from driftline.errors import CorruptIndex, InvalidInput
 from driftline.native import Core
 from driftline.native._core import lib
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from .tiles import Stored, core_of, keys_of, saved, saved_since, tile_of
 
@@ -209,3 +211,31 @@ def test_where_memory_is_short_the_cut_fails_and_nothing_else(x: np.ndarray):
         cut.close()
         core.cut({}).save(0)
     assert failures > 3
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_damaged_deltas_are_refused(data: st.DataObject):
+    """A delta with one byte changed, or cut short: loaded only if every structural invariant still holds."""
+    x = np.random.default_rng(0).normal(size=(80, 4)).astype(np.float32)
+    core = core_of(x, m=4, ef_construction=20, tile=tile_of(x))
+    core.upsert(keys_of(range(60)), [b"payload"] * 60, x[:60], np.arange(60, dtype=np.uint64))
+    _, stored = saved_since(core, {})
+    core.delete(keys_of(range(5)))
+    core.upsert(keys_of(range(50, 55)), [b"other"] * 5, x[60:65], np.arange(60, 65, dtype=np.uint64))
+    head, stored = saved_since(core, stored)
+    version, (slab, delta) = stored[0]
+    damaged = bytearray(delta)
+    at = data.draw(st.integers(0, len(damaged) - 1))
+    if data.draw(st.booleans()):
+        damaged[at] = data.draw(st.integers(0, 255))
+    else:
+        del damaged[at:]
+    other = core_of(x, m=4, ef_construction=20, tile=tile_of(x))
+    try:
+        other.load_slab(0, version, slab, bytes(damaged))
+        other.load_head(head)
+    except CorruptIndex:
+        return
+    other.check(codes=False)
+    other.search(x[:3], 5, 20, 5)
