@@ -326,7 +326,10 @@ class Environment:
 
     def _short_of_disk(self) -> str:
         # Where a write came to the end of a disk LMDB says "Input/output error".
-        disk = os.statvfs(self.path)
+        try:
+            disk = os.statvfs(self.path)
+        except OSError:
+            return ""
         left = disk.f_bavail * disk.f_frsize
         return f" ({left} bytes are left on the disk)" if left < NEARLY_FULL_BYTES else ""
 

@@ -137,6 +137,8 @@ class SnapshotStore:
         environment = Environment(snapshots_path(path), DATABASES, error=SnapshotError, readonly=True)
         store = cls(path, environment, None, 0, "", 0)
         try:
+            if environment.empty:
+                raise SnapshotError(f"{path}: no snapshot yet")
             with environment.read() as txn:
                 check_format(path, txn)
         except BaseException:
@@ -183,7 +185,8 @@ class SnapshotStore:
     def verify(self, snapshot: int) -> tuple[str, ...]:
         """Have a child process read all of a snapshot, raw vectors too: everything that is wrong, or
         nothing."""
-        return examine_directory(self.path, alone=False, snapshot=snapshot)[snapshot]
+        found = examine_directory(self.path, alone=False, snapshot=snapshot)
+        return found.get(snapshot, (f"there is no snapshot {snapshot}",))
 
     @contextmanager
     def view(self, snapshot: int) -> Generator[tuple[Snapshot, FileRawVectors]]:

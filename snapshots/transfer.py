@@ -19,7 +19,7 @@ import os
 import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
@@ -76,7 +76,8 @@ def export_snapshot(txn: ReadTransaction, manifest: Manifest, segments: Path, ta
     except OSError as cause:
         raise SnapshotError(f"{cause.filename or target}: {cause.strerror or cause}") from cause
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # it is the target by now, or could not be made
+            partial.unlink()
     return size
 
 

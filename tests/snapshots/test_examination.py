@@ -10,6 +10,7 @@ from driftline.errors import SnapshotError, SnapshotsUnusable
 from driftline.index.cut import Chunk, Cut
 from driftline.snapshots import examination
 from driftline.snapshots.chunks import PIECE_BYTES
+from driftline.snapshots.environment import Environment
 from driftline.snapshots.examination import examine_directory
 from driftline.snapshots.store import SnapshotStore
 
@@ -87,3 +88,14 @@ def test_the_child_starts_light() -> None:
     loaded = set(said.stdout.split())
     assert "driftline.snapshots.snapshot" in loaded
     assert not loaded & {"numpy", "driftline.native", "asyncio"}
+
+
+def test_a_directory_that_holds_nothing_yet(tmp_path: Path) -> None:
+    """As a process leaves it that is killed while it makes its databases: nothing to look through."""
+    Environment(tmp_path / "snapshots", [], error=SnapshotError).close()
+    assert examine_directory(tmp_path, alone=True) == {}
+    with pytest.raises(SnapshotError, match="no snapshot yet"):
+        SnapshotStore.inspect(tmp_path)
+    with SnapshotStore.open(tmp_path, dim=8, metric="l2") as store:
+        assert store.newest() is None
+        assert store.verify(1) == ("there is no snapshot 1",)
