@@ -65,7 +65,7 @@ lint: build
 
 # With the data of the clone; other data by the scripts' own flags, as benchmarks/RESULTS.md says.
 QUESTIONS := topics crash malformed delay ingest freshness shares memory tile encode refinements alarms reencode canary ann churn \
-	load filters growth threads runbook watch drift compress
+	load filters growth threads runbook watch drift compress scale_out
 
 bench: build
 	@.ci/system c++ java

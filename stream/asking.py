@@ -151,6 +151,7 @@ def _plain(reply: Reply) -> dict[str, Any]:
         "applied": {topic: dict(offsets) for topic, offsets in reply.applied.items()},
         "frame": reply.frame,
         "took_us": reply.took_us,
+        **({"partial": list(reply.partial)} if reply.partial else {}),
     }
 
 

@@ -68,6 +68,8 @@ def _search(console: Console, result: Result) -> None:
             attributes = ", ".join(f"{name}: {value}" for name, value in beside.items())
             table.add_row(str(rank), Text(hit["id"]), f"{hit['distance']:.6g}", Text(attributes))
         console.print(table)
+        if "partial" in reply:
+            console.print(f"partial: without partitions {', '.join(map(str, reply['partial']))}")
     took = result["round_trip_ms"]
     if took:
         count = len(result["replies"])

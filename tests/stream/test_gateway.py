@@ -179,7 +179,7 @@ async def test_a_killed_shard(fleet: Fleet, client: SearchClient) -> None:
     query = QUERIES[0]
     service = fleet.shards[2].service
     service.kill()
-    reply = await client.search(query, k=5, ef=ROWS, deadline_ms=2000)
+    reply = await client.search(query, k=5, ef=ROWS, deadline_ms=3000)
     assert [hit.id for hit in reply.hits] == nearest(query, in_shards(0, 1))
     assert tuple(reply.partial) == SHARDS[2]
     assert reply.applied[fleet.vectors].keys() == {*SHARDS[0], *SHARDS[1]}
@@ -216,7 +216,7 @@ def test_a_request_that_waits_for_an_absent_shard(fleet: Fleet) -> None:
         ):
             service = fleet.shards[1].service
             service.kill()
-            assert (await client.search(QUERIES[0], k=1, deadline_ms=1000)).partial
+            assert (await client.search(QUERIES[0], k=1, deadline_ms=3000)).partial
             key = next(f"x{n}" for n in range(100) if partition_of(b"x%d" % n, PARTITIONS) in SHARDS[1])
             far = VECTORS[:1] - 100
             token = await feed.upsert([key], far)
@@ -238,7 +238,7 @@ async def test_a_gateway_without_shards(tmp_path: Path) -> None:
         await eventually(lambda: gateway.events("gateway.serving"), "the gateway serves")
         async with open_log(place.url) as log, SearchClient(log, place.search, place.replies) as client:
             with pytest.raises(SearchFailed, match="unavailable: no shard"):
-                await client.search([1.0, 2.0], deadline_ms=1000)
+                await client.search([1.0, 2.0], deadline_ms=3000)
         assert gateway.stop() == 0
         names = [event["event"] for event in gateway.events()]
         assert names[-2:] == ["search.refused", "gateway.stopped"]
