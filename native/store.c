@@ -249,17 +249,19 @@ int dl_load_slab(dl_index *ix, uint32_t number, uint64_t version, const uint8_t 
 }
 
 /* Parents must exist and lead to the entry point without a cycle; a dead node's may be gone. */
-static bool tree_sound(const dl_index *ix, uint32_t slots)
+static int check_parents(const dl_index *ix, uint32_t slots)
 {
     for (uint32_t slot = 0; slot < slots; slot++) {
         uint32_t parent = parent_of(ix, slot);
         if (state_of(ix, slot) == SLOT_FREE || parent >= NO_PARENT)
             continue;
         if (parent >= slots || state_of(ix, parent) == SLOT_FREE)
-            return false;
+            return DL_ECORRUPT;
     }
     uint8_t *sound = dl_zalloc(slots); /* 1: on the path being walked, 2: known to end */
-    bool good = sound != NULL;
+    if (!sound)
+        return DL_ENOMEM;
+    bool good = true;
     for (uint32_t start = 0; good && start < slots; start++) {
         uint32_t slot = start;
         for (; slot < NO_PARENT && !sound[slot]; slot = parent_of(ix, slot))
@@ -269,7 +271,7 @@ static bool tree_sound(const dl_index *ix, uint32_t slots)
             sound[slot] = 2;
     }
     free(sound);
-    return good;
+    return good ? DL_OK : DL_ECORRUPT;
 }
 
 static int rebuild(dl_index *ix, uint32_t slots, uint8_t *codes)
@@ -342,7 +344,7 @@ int dl_load_head(dl_index *ix, const uint8_t *bytes, size_t size, char *message,
     uint8_t *codes = dl_alloc(ix->padded);
     int code = codes ? rebuild(ix, slots, codes) : DL_ENOMEM;
     free(codes);
-    if (code == DL_OK && !tree_sound(ix, slots))
-        code = DL_ECORRUPT;
+    if (code == DL_OK)
+        code = check_parents(ix, slots);
     return code == DL_OK ? check_structure(ix, message, message_size) : code;
 }

@@ -8,7 +8,7 @@ from driftline.stream.log import open_log
 from .running import Place, eventually, gaussian
 from .shares import catching_up, searching
 
-ROWS, DIM = 4000, 32
+ROWS, DIM = 12000, 32
 CLIENTS = 32
 LEAST = 0.1  # of what each does alone; docs/operations.md says what they have, this machine may be busy
 
