@@ -144,8 +144,9 @@ static void save_slot(const dl_index *ix, sink *out, uint32_t slot, bool whole)
         emit(out, key_of(ix, r), r->key_size + (size_t)r->payload_size);
     }
     for (uint32_t level = 0; level <= s->level[i]; level++) {
+        /* the upper lists of a slot whose row moved are its heir's, and change when that does */
         const _Atomic uint32_t *links = links_of(ix, slot, level);
-        uint32_t count = link_count(links, link_cap(ix, level));
+        uint32_t count = level && s->heir[i] != NONE ? 0 : link_count(links, link_cap(ix, level));
         emit32(out, count);
         for (uint32_t j = 0; j < count; j++)
             emit32(out, get(links + j));

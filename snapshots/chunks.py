@@ -34,7 +34,7 @@ KEY = struct.Struct(">QII")
 NUMBER_AT = 12  # what stands before it is the chunk
 PIECE_BYTES = (1 << 20) - 16  # with LMDB's 16-byte header exactly 256 pages
 OTHER_BYTES = "its bytes are not those that were written (checksum)"
-TRANSACTION_BYTES = 8 << 20  # held in memory twice until they are committed: as chunks, and as LMDB's pages
+TRANSACTION_BYTES = 4 << 20  # held in memory twice until they are committed: as chunks, and as LMDB's pages
 
 
 class ChunkWriter:
