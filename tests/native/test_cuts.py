@@ -121,9 +121,7 @@ def test_rows_on_their_way_to_another_slot(x: np.ndarray):
         cut = core.cut({})
         rows = np.arange(10 * step, 10 * step + 10, dtype=np.uint64)
         core.upsert(keys_of(rows + 5000), [b""] * 10, x[10 * step : 10 * step + 10], rows)
-        stored = {
-            number: (int(version), [cut.save(number)]) for number, version in enumerate(cut.versions)
-        }
+        stored = {number: (int(version), [cut.save(number)]) for number, version in enumerate(cut.versions)}
         loaded(x, cut.head, stored).check(codes=False)
         cut.close()
     assert moved
